@@ -1,0 +1,2 @@
+//! The bellrock program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Socket options and packet sockets: the only `unsafe` in the workspace.
