@@ -1,0 +1,74 @@
+# Bellrock. The two commands of the README are `make demo` and `make test`.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+N ?= 10
+LAB_FLAGS ?=
+
+NETNS_CRATES := -p bellrock-arp -p bellrock-bgp -p bellrock-forward
+
+# Runs a suite and prints how long it took: $(call suite,name,command).
+define suite
+@start=$$(date +%s); printf '== %s\n' '$(1)'; { $(2); } && printf '== %s: passed in %s s\n' '$(1)' $$(( $$(date +%s) - start ))
+endef
+
+.PHONY: help
+help: ## this text
+	@awk -F':.*## ' '/^[a-z][a-z-]*:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: lab-tools build ## the whole story on one screen: address, ARP, BGP, a pulled cable
+	@target/release/bellrock-lab demo $(LAB_FLAGS)
+
+.PHONY: build
+build:
+	@$(CARGO) build --release --locked -p bellrock -p bellrock-e2e
+
+.PHONY: lab
+lab: lab-tools build ## leaves a lab running and prints how to use it (LAB_FLAGS: see bellrock-lab up --help)
+	@target/release/bellrock-lab up --detach --bellrock $(LAB_FLAGS)
+
+.PHONY: lab-down
+lab-down: ## ends every lab that `make lab` left
+	@target/release/bellrock-lab down --all
+
+.PHONY: test
+test: test-unit test-netns e2e ## unit, namespace and lab tests
+
+.PHONY: test-unit
+test-unit: ## pure code: no root, no sockets
+	$(call suite,unit tests,$(CARGO) test --locked --workspace --lib --bins --quiet)
+
+.PHONY: test-netns
+test-netns: lab-tools ## the protocol crates against the kernel and real routers
+	$(call suite,namespace tests,$(CARGO) test --locked $(NETNS_CRATES) --tests --quiet)
+
+.PHONY: e2e
+e2e: lab-tools parts ## the lab tests alone
+	$(call suite,lab tests,$(CARGO) build --locked --quiet -p bellrock && $(CARGO) test --locked -p bellrock-e2e --test '*' -- --test-threads=1)
+
+.PHONY: test-repeat
+test-repeat: lab-tools parts ## namespace and lab tests N times with both cores kept busy
+	@e2e/repeat.sh $(N)
+
+.PHONY: parts
+parts: lab-tools
+	@$(CARGO) run --locked --quiet -p bellrock-e2e -- parts
+
+.PHONY: lab-tools
+lab-tools:
+	@e2e/prerequisites.sh
+
+.PHONY: crds
+crds: ## writes the CRDs from their Rust types into the chart
+	$(CARGO) run --locked --quiet -p bellrock-api --example write_crds -- charts/bellrock/crds
+
+.PHONY: lint
+lint: lab-tools parts ## fmt, clippy, cargo-deny, CRD drift, chart lint
+	$(call suite,fmt,$(CARGO) fmt --all --check)
+	$(call suite,clippy,$(CARGO) clippy --locked --workspace --all-targets --quiet -- -D warnings)
+	$(call suite,cargo-deny,e2e/deny.sh)
+	$(call suite,CRD drift,$(CARGO) run --locked --quiet -p bellrock-api --example write_crds -- --check charts/bellrock/crds)
+	$(call suite,chart lint,"$$($(CARGO) run --locked --quiet -p bellrock-e2e -- parts --path helm)" lint charts/bellrock)
