@@ -9,4 +9,5 @@
     reason = "a test harness: failing loudly and talking to the terminal are its job"
 )]
 
+pub mod frr;
 pub mod netns;
