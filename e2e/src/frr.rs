@@ -53,24 +53,37 @@ impl Frr {
             .tempdir()
             .context("make a folder for FRR")?;
         let path = folder.path().to_owned();
-        let mut frr = Self { folder: Some(folder), path, daemons: Vec::new() };
+        let mut frr = Self {
+            folder: Some(folder),
+            path,
+            daemons: Vec::new(),
+        };
         match frr.launch(ns, config) {
             Ok(()) => Ok(frr),
             Err(error) => {
                 frr.keep();
-                Err(error.context(format!("FRR in {}, logs in {}", ns.name(), frr.path.display())))
+                Err(error.context(format!(
+                    "FRR in {}, logs in {}",
+                    ns.name(),
+                    frr.path.display()
+                )))
             }
         }
     }
 
     fn launch(&mut self, ns: &Netns, config: &str) -> Result<()> {
         fs::create_dir(self.path.join("run"))?;
-        fs::write(self.path.join("group"), "root:x:0:\nfrr:x:0:root\nfrrvty:x:0:root\n")?;
+        fs::write(
+            self.path.join("group"),
+            "root:x:0:\nfrr:x:0:root\nfrrvty:x:0:root\n",
+        )?;
         // `vtysh` and each daemon want a file of their own, even if empty.
         fs::write(self.path.join("vtysh.conf"), "")?;
         fs::write(self.path.join("empty.conf"), "")?;
         let has = |words: &[&str]| {
-            config.lines().any(|line| words.iter().any(|w| line.trim_start().starts_with(w)))
+            config
+                .lines()
+                .any(|line| words.iter().any(|w| line.trim_start().starts_with(w)))
         };
         let mut wanted = vec!["zebra", "bgpd"];
         if has(&["ip route ", "ipv6 route "]) {
@@ -90,14 +103,19 @@ impl Frr {
     fn spawn(&self, ns: &Netns, daemon: &str) -> Result<Child> {
         let program = Path::new(DAEMONS).join(daemon);
         if !program.exists() {
-            bail!("{} is missing: install the package `frr`", program.display());
+            bail!(
+                "{} is missing: install the package `frr`",
+                program.display()
+            );
         }
         let output = File::create(self.path.join(format!("{daemon}.out")))?;
         let mut command: Command = ns.command("sh");
         command.args(["-ec", ENTER]).arg(&self.path).arg(&program);
         command.args(["-u", "root", "-g", "root", "-P", "0"]);
         command.arg("-f").arg(self.path.join("empty.conf"));
-        command.arg("--log").arg(format!("file:{}", self.log(daemon).display()));
+        command
+            .arg("--log")
+            .arg(format!("file:{}", self.log(daemon).display()));
         command.args(["--log-level", "debugging"]);
         command
             .stdin(Stdio::null())
@@ -117,7 +135,10 @@ impl Frr {
                 && let Some(status) = child.try_wait()?
             {
                 let said = fs::read_to_string(self.path.join(format!("{daemon}.out")));
-                bail!("{daemon} ended at once: {status}: {}", said.unwrap_or_default());
+                bail!(
+                    "{daemon} ended at once: {status}: {}",
+                    said.unwrap_or_default()
+                );
             }
             if start.elapsed() > START {
                 return Err(error.context(format!("{daemon} did not answer within {START:?}")));
@@ -150,7 +171,11 @@ impl Frr {
         let mut command = Command::new("vtysh");
         command.arg("--vty_socket").arg(self.path.join("run"));
         command.arg("--config_dir").arg(&self.path);
-        let output = command.args(arguments).stdin(Stdio::null()).output().context("run vtysh")?;
+        let output = command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .context("run vtysh")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         if !output.status.success() || text.starts_with('%') {
             bail!(
@@ -231,16 +256,29 @@ mod tests {
         veth(&a, "eth0", &b, "eth0").unwrap();
         a.sh("ip addr add 192.0.2.1/24 dev eth0").unwrap();
         b.sh("ip addr add 192.0.2.2/24 dev eth0").unwrap();
-        let one = Frr::start(&a, &router(64512, "192.0.2.1", "192.0.2.2", "198.51.100.1/32"));
-        let two = Frr::start(&b, &router(64513, "192.0.2.2", "192.0.2.1", "198.51.100.2/32"));
+        let one = Frr::start(
+            &a,
+            &router(64512, "192.0.2.1", "192.0.2.2", "198.51.100.1/32"),
+        );
+        let two = Frr::start(
+            &b,
+            &router(64513, "192.0.2.2", "192.0.2.1", "198.51.100.2/32"),
+        );
         let (one, two) = (one.unwrap(), two.unwrap());
-        wait_for("the other's route in both kernels", Duration::from_secs(60), || {
-            anyhow::ensure!(a.sh("ip route")?.contains("198.51.100.2 "));
-            anyhow::ensure!(b.sh("ip route")?.contains("198.51.100.1 "));
-            Ok(())
-        });
+        wait_for(
+            "the other's route in both kernels",
+            Duration::from_secs(60),
+            || {
+                anyhow::ensure!(a.sh("ip route")?.contains("198.51.100.2 "));
+                anyhow::ensure!(b.sh("ip route")?.contains("198.51.100.1 "));
+                Ok(())
+            },
+        );
         let summary = one.json("show bgp ipv4 unicast summary json").unwrap();
-        assert_eq!(summary["peers"]["192.0.2.2"]["state"], "Established", "{summary}");
+        assert_eq!(
+            summary["peers"]["192.0.2.2"]["state"], "Established",
+            "{summary}"
+        );
         let folder = two.folder().to_owned();
         drop((one, two));
         assert!(!folder.exists(), "{} is left", folder.display());
@@ -254,8 +292,17 @@ mod tests {
         let ns = Netns::new("r1").unwrap();
         let error = Frr::start(&ns, "router bgp 64512\n bogus\nexit\n").unwrap_err();
         let text = format!("{error:#}");
-        assert!(text.contains("bogus") && text.contains("logs in /"), "{text}");
-        let folder = text.split("logs in ").nth(1).unwrap().split([':', ')']).next().unwrap();
+        assert!(
+            text.contains("bogus") && text.contains("logs in /"),
+            "{text}"
+        );
+        let folder = text
+            .split("logs in ")
+            .nth(1)
+            .unwrap()
+            .split([':', ')'])
+            .next()
+            .unwrap();
         fs::remove_dir_all(folder).unwrap();
     }
 }
