@@ -1,1 +1,10 @@
-//! Socket options and packet sockets: the only `unsafe` in the workspace.
+//! What the standard library and the crates we use do not offer of Linux's
+//! sockets: the only `unsafe` code of the workspace.
+//!
+//! - [`packet`]: frames of one interface, behind a filter in the kernel.
+//! - [`wait`]: waiting for several sockets, and being woken by a thread.
+//! - [`clock`]: the clock that goes on while the machine sleeps.
+
+pub mod clock;
+pub mod packet;
+pub mod wait;
