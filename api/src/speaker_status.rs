@@ -1,0 +1,298 @@
+//! `SpeakerStatus`: what one speaker sees and does. One per node, named after it.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::reason::AnnouncementReason;
+
+/// Most interfaces that a status lists.
+pub const MAX_INTERFACES: usize = 128;
+/// Most sessions that a status lists.
+pub const MAX_SESSIONS: usize = 128;
+/// Most addresses that a status lists; the rest are counted in `addressesOmitted`.
+pub const MAX_ADDRESSES: usize = 1024;
+/// Most refusals that a status lists; the rest are counted in `refusalsOmitted`.
+pub const MAX_REFUSALS: usize = 256;
+/// Longest message, in characters.
+pub const MAX_MESSAGE: usize = 1024;
+
+/// A SpeakerStatus has no spec: nobody configures it.
+#[derive(
+    CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq,
+)]
+#[kube(
+    group = "bellrock.dev",
+    version = "v1beta1",
+    kind = "SpeakerStatus",
+    plural = "speakerstatuses",
+    no_spec,
+    status = "SpeakerStatusStatus",
+    derive = "PartialEq",
+    category = "bellrock",
+    doc = "What the speaker of the node of this name sees and does. Written by that speaker only.",
+    printcolumn(name = "Version", type_ = "string", json_path = ".status.version"),
+    printcolumn(
+        name = "Configuration",
+        type_ = "boolean",
+        json_path = ".status.configuration.accepted"
+    ),
+    printcolumn(
+        name = "Forwarding",
+        type_ = "boolean",
+        json_path = ".status.forwarding.ready"
+    ),
+    printcolumn(
+        name = "Services",
+        type_ = "integer",
+        json_path = ".status.forwarding.services"
+    ),
+    printcolumn(
+        name = "Sessions",
+        type_ = "string",
+        json_path = ".status.sessions[*].state"
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
+)]
+pub struct SpeakerStatusSpec {}
+
+/// What a speaker sees and does.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct SpeakerStatusStatus {
+    /// The node.
+    #[serde(default)]
+    #[schemars(length(max = 253))]
+    pub node: String,
+
+    /// Version of the speaker.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub version: String,
+
+    /// Network interfaces that addresses can be announced on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    pub interfaces: Vec<InterfaceStatus>,
+
+    /// BGP sessions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 128), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["peer"]))]
+    pub sessions: Vec<SessionStatus>,
+
+    /// Whether the configuration in the API is the one in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<ConfigurationStatus>,
+
+    /// Addresses of the local segment that this speaker is concerned with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["address"]))]
+    pub addresses: Vec<AddressStatus>,
+
+    /// Addresses that the list had no room for.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(range(min = 0))]
+    pub addresses_omitted: u32,
+
+    /// Services that this speaker does not announce or forward, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), extend("x-kubernetes-list-type" = "atomic"))]
+    pub refusals: Vec<Refusal>,
+
+    /// Refusals that the list had no room for.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(range(min = 0))]
+    pub refusals_omitted: u32,
+
+    /// The node's packet forwarding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forwarding: Option<ForwardingStatus>,
+}
+
+/// A network interface of the node.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct InterfaceStatus {
+    /// Name of the interface.
+    #[schemars(length(min = 1, max = 15))]
+    pub name: String,
+    /// Link-layer address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub mac: Option<String>,
+    /// Subnets of the interface's addresses, as CIDRs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 64),
+        inner(length(max = 49)),
+        extend("x-kubernetes-list-type" = "atomic")
+    )]
+    pub subnets: Vec<String>,
+}
+
+/// A BGP session.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionStatus {
+    /// Name of the BGPPeer.
+    #[schemars(length(min = 1, max = 253))]
+    pub peer: String,
+    /// Address of the peer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub address: Option<String>,
+    /// State of the session (RFC 4271 8.2.2).
+    pub state: SessionState,
+    /// When the session came into this state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// What last ended the session, or kept it from coming up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub last_error: Option<String>,
+    /// Prefixes announced to the peer.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub prefixes: u32,
+}
+
+/// State of a BGP session (RFC 4271 8.2.2).
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SessionState {
+    /// Not trying.
+    #[default]
+    Idle,
+    /// Connecting.
+    Connect,
+    /// Waiting to connect again.
+    Active,
+    /// Our OPEN is sent.
+    OpenSent,
+    /// The peer's OPEN is accepted.
+    OpenConfirm,
+    /// Up.
+    Established,
+}
+
+/// Whether the configuration in the API is the one in force.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigurationStatus {
+    /// If not, the last good configuration is in force.
+    pub accepted: bool,
+    /// What is wrong with the configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub message: Option<String>,
+}
+
+/// How a speaker stands to an address of the local segment.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressStatus {
+    /// The address.
+    #[schemars(length(min = 2, max = 45))]
+    pub address: String,
+    /// State of the ownership protocol.
+    pub state: AddressState,
+    /// Highest epoch seen for the address.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub epoch: i64,
+}
+
+/// State of the ownership protocol for one address.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AddressState {
+    /// Silent: another node owns the address, or nobody should.
+    #[default]
+    Idle,
+    /// Silent: waiting for this node's turn to claim.
+    Wait,
+    /// Silent: checking that nobody holds the address.
+    Probe,
+    /// Silent: a host that is none of ours holds the address.
+    Blocked,
+    /// Owner: answers and announces.
+    Own,
+    /// Owner that hears no other speaker: answers, never announces.
+    Deaf,
+    /// Owner that hands the address over: answers until the successor does.
+    Give,
+}
+
+/// A Service that is not announced or forwarded here.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Refusal {
+    /// Namespace of the Service.
+    #[schemars(length(max = 63))]
+    pub namespace: String,
+    /// Name of the Service.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// The address concerned. Absent: all of them, or there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 45))]
+    pub address: Option<String>,
+    /// What is refused.
+    pub protocol: RefusalProtocol,
+    /// Name of an [`AnnouncementReason`]. A string, so that a status of a newer speaker can be read.
+    #[schemars(length(min = 1, max = 64))]
+    pub reason: String,
+    /// The particulars.
+    #[serde(default)]
+    #[schemars(length(max = 1024))]
+    pub message: String,
+}
+
+impl Refusal {
+    /// The reason, if this version knows it.
+    #[must_use]
+    pub fn known_reason(&self) -> Option<AnnouncementReason> {
+        self.reason.parse().ok()
+    }
+}
+
+/// What a refusal is about.
+#[derive(
+    JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord,
+)]
+pub enum RefusalProtocol {
+    /// The local segment: ARP and NDP.
+    L2,
+    /// Routers: BGP.
+    #[serde(rename = "BGP")]
+    Bgp,
+    /// The node's packet forwarding.
+    Forwarding,
+}
+
+/// The node's packet forwarding.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ForwardingStatus {
+    /// Whether the kernel carries the table that the plan wants.
+    pub ready: bool,
+    /// Services carried.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub services: u32,
+    /// What is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 1024))]
+    pub message: Option<String>,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
