@@ -1,4 +1,5 @@
 //! Packet sockets against the kernel.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of a test fail loudly")]
 
 use std::os::fd::AsFd;
 use std::time::Duration;
