@@ -1,0 +1,523 @@
+//! The session's state machine, RFC 4271 section 8, for a speaker that always
+//! opens the connection itself. Pure: it is told the time, and what it wants
+//! done comes out of [`Fsm::poll_output`].
+//!
+//! ```text
+//!            Start, idle hold over                TCP up: OPEN
+//!   Idle ----------------------------> Connect --------------> OpenSent
+//!    ^                                  |   ^                    |  | OPEN: KEEPALIVE
+//!    | NOTIFICATION, error,    TCP fails|   | ConnectRetry       |  v
+//!    | hold timer, TCP fails            v   |     TCP fails      | OpenConfirm
+//!    | (with exponential pause)        Active <------------------'  | KEEPALIVE
+//!    '--------------------------------------------- Established <---'
+//! ```
+//!
+//! Deviations from the RFC, on purpose: ConnectRetry is seconds, not minutes
+//! (RFC 4271 section 10 suggests 120 s), and a failed TCP connection leads to
+//! Active, not to Idle, so that a router that comes back is found at the pace
+//! of ConnectRetry. The idle hold time (`DampPeerOscillations`) doubles from
+//! 1 s to 60 s with each session that fails, and starts over after one that
+//! lasted a minute. Each pause is jittered by 0.75 to 1.0.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::PeerConfig;
+use crate::message::{Context, Family, Message, Notification, Open, RouteRefresh};
+use crate::reason::{DownReason, StopReason, TcpFailure};
+
+#[cfg(test)]
+mod tests;
+
+/// "A large value" until the peer's OPEN has come (RFC 4271 section 8.2.2).
+const OPEN_HOLD: Duration = Duration::from_secs(4 * 60);
+const IDLE_HOLD_FIRST: Duration = Duration::from_secs(1);
+const IDLE_HOLD_MAX: Duration = Duration::from_secs(60);
+/// A session that lasts this long clears the record of those that failed.
+const STABLE: Duration = Duration::from_secs(60);
+/// No more than one KEEPALIVE a second (RFC 4271 section 4.4).
+const KEEPALIVE_MIN: Duration = Duration::from_secs(1);
+const SEND_HOLD_MIN: Duration = Duration::from_secs(8 * 60);
+
+/// The states of RFC 4271 section 8.2.2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum State {
+    /// Not started, stopped, or pausing after a session that failed.
+    Idle,
+    /// A connection is being opened.
+    Connect,
+    /// Waiting for ConnectRetry.
+    Active,
+    /// Our OPEN is out.
+    OpenSent,
+    /// The peer's OPEN was good.
+    OpenConfirm,
+    /// Routes flow.
+    Established,
+}
+
+impl std::fmt::Display for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Debug::fmt(self, f)
+    }
+}
+
+/// What happens to the machine. Serialisable, so that a run can be recorded
+/// and replayed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Input {
+    /// ManualStart (event 1).
+    Start,
+    /// ManualStop (event 2).
+    Stop(StopReason),
+    /// Tcp_CR_Acked (event 16): connected from this address of ours.
+    TcpConnected(IpAddr),
+    /// TcpConnectionFails (event 18), in any state.
+    TcpFailed(TcpFailure),
+    /// A whole message (events 19, 25, 26, 27).
+    Received(Message),
+    /// Octets that are no message (events 21, 22, 28): the answer to them.
+    Malformed(Notification),
+    /// The connection took some of what was to be sent.
+    Written,
+    /// Time has passed (events 9, 10, 11, 13 and the send hold timer).
+    Tick,
+}
+
+/// What the machine wants done, in this order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Output {
+    /// Open a connection to the peer.
+    Connect,
+    /// Send this message after all earlier ones.
+    Send(Message),
+    /// Close the connection, or give up opening it; what is to be sent still
+    /// goes out if the peer takes it soon.
+    Close,
+    /// The session is up.
+    Up(Session),
+    /// It went down, or an attempt failed.
+    Down(DownReason),
+    /// The peer wants all routes of a family again (RFC 2918).
+    Refresh(Family),
+}
+
+/// What both sides settled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// Our address on the connection.
+    pub local: IpAddr,
+    /// The peer's AS.
+    pub peer_asn: u32,
+    /// The peer's BGP identifier.
+    pub peer_router_id: Ipv4Addr,
+    /// Negotiated hold time; `None`: off.
+    pub hold_time: Option<Duration>,
+    /// Families that both sides take.
+    pub families: Vec<Family>,
+    /// How messages are read and written.
+    pub context: Context,
+}
+
+/// A state with what can be known in it.
+#[derive(Debug, Clone)]
+enum Inner {
+    Idle,
+    Connect,
+    Active,
+    OpenSent { local: IpAddr },
+    OpenConfirm(Session),
+    Established { session: Session, since: Instant },
+}
+
+#[derive(Debug, Default)]
+struct Timers {
+    idle_hold: Option<Instant>,
+    connect_retry: Option<Instant>,
+    hold: Option<Instant>,
+    keepalive: Option<Instant>,
+    send_hold: Option<Instant>,
+}
+
+/// The state machine of one session.
+#[derive(Debug)]
+pub struct Fsm {
+    config: PeerConfig,
+    inner: Inner,
+    timers: Timers,
+    outputs: VecDeque<Output>,
+    jitter: Jitter,
+    /// Sessions in a row that failed.
+    failures: u32,
+}
+
+impl Fsm {
+    /// A machine in Idle. `seed` feeds the jitter of its timers. The
+    /// configuration must be [valid](PeerConfig::validate).
+    pub fn new(config: PeerConfig, seed: u64) -> Self {
+        Self {
+            config,
+            inner: Inner::Idle,
+            timers: Timers::default(),
+            outputs: VecDeque::new(),
+            jitter: Jitter(seed),
+            failures: 0,
+        }
+    }
+
+    /// Its state.
+    pub fn state(&self) -> State {
+        match self.inner {
+            Inner::Idle => State::Idle,
+            Inner::Connect => State::Connect,
+            Inner::Active => State::Active,
+            Inner::OpenSent { .. } => State::OpenSent,
+            Inner::OpenConfirm(_) => State::OpenConfirm,
+            Inner::Established { .. } => State::Established,
+        }
+    }
+
+    /// What was settled with the peer, once its OPEN was good.
+    pub fn session(&self) -> Option<&Session> {
+        match &self.inner {
+            Inner::OpenConfirm(session) | Inner::Established { session, .. } => Some(session),
+            Inner::Idle | Inner::Connect | Inner::Active | Inner::OpenSent { .. } => None,
+        }
+    }
+
+    /// How the next message is to be read.
+    pub fn context(&self) -> Context {
+        self.session().map_or(Context { four_octet_as: true, internal: false }, |s| s.context)
+    }
+
+    /// When to call `handle` with [`Input::Tick`] at the latest.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let Timers { idle_hold, connect_retry, hold, keepalive, send_hold } = self.timers;
+        [idle_hold, connect_retry, hold, keepalive, send_hold].into_iter().flatten().min()
+    }
+
+    /// What is to be done next.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Takes one input at one time.
+    pub fn handle(&mut self, input: Input, now: Instant) {
+        self.inner = match std::mem::replace(&mut self.inner, Inner::Idle) {
+            Inner::Idle => self.idle(input, now),
+            Inner::Connect => self.connect(input, now),
+            Inner::Active => self.active(input, now),
+            Inner::OpenSent { local } => self.open_sent(local, input, now),
+            Inner::OpenConfirm(session) => self.open_confirm(session, input, now),
+            Inner::Established { session, since } => self.established(session, since, input, now),
+        };
+    }
+
+    fn idle(&mut self, input: Input, now: Instant) -> Inner {
+        match input {
+            Input::Start => self.begin(now),
+            Input::Tick if due(self.timers.idle_hold, now) => self.begin(now),
+            Input::Stop(reason) => self.stop(reason, false),
+            Input::Tick
+            | Input::TcpConnected(_)
+            | Input::TcpFailed(_)
+            | Input::Received(_)
+            | Input::Malformed(_)
+            | Input::Written => Inner::Idle,
+        }
+    }
+
+    fn connect(&mut self, input: Input, now: Instant) -> Inner {
+        match input {
+            Input::TcpConnected(local) => {
+                let open = Open::new(
+                    self.config.local_asn,
+                    self.config.hold_seconds(),
+                    self.config.router_id,
+                );
+                self.send(Message::Open(open));
+                self.timers = Timers { hold: Some(now + OPEN_HOLD), ..Timers::default() };
+                Inner::OpenSent { local }
+            }
+            Input::TcpFailed(failure) => self.retry_later(failure, now),
+            // ConnectRetryTimer_Expires: drop this attempt and try again.
+            Input::Tick if due(self.timers.connect_retry, now) => {
+                self.outputs.push_back(Output::Close);
+                let reason = DownReason::ConnectTimedOut(self.config.connect_retry);
+                self.outputs.push_back(Output::Down(reason));
+                self.begin(now)
+            }
+            Input::Stop(reason) => self.stop(reason, false),
+            Input::Tick
+            | Input::Start
+            | Input::Received(_)
+            | Input::Malformed(_)
+            | Input::Written => Inner::Connect,
+        }
+    }
+
+    fn active(&mut self, input: Input, now: Instant) -> Inner {
+        match input {
+            // ConnectRetryTimer_Expires
+            Input::Tick if due(self.timers.connect_retry, now) => self.begin(now),
+            Input::Stop(reason) => self.stop(reason, false),
+            Input::Tick
+            | Input::Start
+            | Input::TcpConnected(_)
+            | Input::TcpFailed(_)
+            | Input::Received(_)
+            | Input::Malformed(_)
+            | Input::Written => Inner::Active,
+        }
+    }
+
+    fn open_sent(&mut self, local: IpAddr, input: Input, now: Instant) -> Inner {
+        match input {
+            // BGPOpen
+            Input::Received(Message::Open(open)) => match self.negotiate(local, &open) {
+                Ok(session) => {
+                    self.send(Message::Keepalive);
+                    self.timers.hold = session.hold_time.map(|hold| now + hold);
+                    self.timers.keepalive = self.keepalive_at(&session, now);
+                    Inner::OpenConfirm(session)
+                }
+                Err((reason, notification)) => self.fail(reason, Some(notification), now),
+            },
+            // NotifMsg, NotifMsgVerErr
+            Input::Received(Message::Notification(notification)) => {
+                self.fail(DownReason::NotificationReceived(notification), None, now)
+            }
+            // KeepAliveMsg, UpdateMsg (RFC 6608)
+            Input::Received(Message::Keepalive | Message::Update(_) | Message::RouteRefresh(_)) => {
+                self.protocol_error(Notification::new(5, 1), now)
+            }
+            Input::Malformed(notification) => self.protocol_error(notification, now),
+            // HoldTimer_Expires
+            Input::Tick if due(self.timers.hold, now) => self.hold_expired(OPEN_HOLD, now),
+            Input::TcpFailed(failure) => {
+                self.outputs.push_back(Output::Close);
+                self.retry_later(failure, now)
+            }
+            Input::Stop(reason) => self.stop(reason, true),
+            Input::Tick | Input::Start | Input::TcpConnected(_) | Input::Written => {
+                Inner::OpenSent { local }
+            }
+        }
+    }
+
+    fn open_confirm(&mut self, session: Session, input: Input, now: Instant) -> Inner {
+        match input {
+            // KeepAliveMsg
+            Input::Received(Message::Keepalive) => {
+                self.timers.hold = session.hold_time.map(|hold| now + hold);
+                self.timers.send_hold = Some(now + send_hold(&session));
+                self.outputs.push_back(Output::Up(session.clone()));
+                Inner::Established { session, since: now }
+            }
+            Input::Received(Message::Notification(notification)) => {
+                self.fail(DownReason::NotificationReceived(notification), None, now)
+            }
+            // A second OPEN on the one connection, UpdateMsg (RFC 6608)
+            Input::Received(Message::Open(_) | Message::Update(_) | Message::RouteRefresh(_)) => {
+                self.protocol_error(Notification::new(5, 2), now)
+            }
+            Input::Malformed(notification) => self.protocol_error(notification, now),
+            Input::Tick => match self.tick(&session, now) {
+                Ok(()) => Inner::OpenConfirm(session),
+                Err(down) => down,
+            },
+            Input::TcpFailed(failure) => self.fail(DownReason::Tcp(failure), None, now),
+            Input::Stop(reason) => self.stop(reason, true),
+            Input::Start | Input::TcpConnected(_) | Input::Written => Inner::OpenConfirm(session),
+        }
+    }
+
+    fn established(
+        &mut self,
+        session: Session,
+        since: Instant,
+        input: Input,
+        now: Instant,
+    ) -> Inner {
+        if now.saturating_duration_since(since) >= STABLE {
+            self.failures = 0;
+        }
+        match input {
+            // KeepAliveMsg, UpdateMsg
+            Input::Received(Message::Keepalive | Message::Update(_)) => {
+                self.timers.hold = session.hold_time.map(|hold| now + hold);
+                Inner::Established { session, since }
+            }
+            Input::Received(Message::RouteRefresh(refresh)) => {
+                self.timers.hold = session.hold_time.map(|hold| now + hold);
+                if let Some(family) = wanted(refresh, &session) {
+                    self.outputs.push_back(Output::Refresh(family));
+                }
+                Inner::Established { session, since }
+            }
+            Input::Received(Message::Notification(notification)) => {
+                self.fail(DownReason::NotificationReceived(notification), None, now)
+            }
+            // RFC 6608
+            Input::Received(Message::Open(_)) => {
+                self.protocol_error(Notification::new(5, 3), now)
+            }
+            Input::Malformed(notification) => self.protocol_error(notification, now),
+            Input::Tick => match self.tick(&session, now) {
+                Ok(()) => Inner::Established { session, since },
+                Err(down) => down,
+            },
+            Input::Written => {
+                self.timers.send_hold = Some(now + send_hold(&session));
+                Inner::Established { session, since }
+            }
+            Input::TcpFailed(failure) => self.fail(DownReason::Tcp(failure), None, now),
+            Input::Stop(reason) => self.stop(reason, true),
+            Input::Start | Input::TcpConnected(_) => Inner::Established { session, since },
+        }
+    }
+
+    /// The timers of a session whose OPENs are exchanged.
+    fn tick(&mut self, session: &Session, now: Instant) -> Result<(), Inner> {
+        // HoldTimer_Expires
+        if due(self.timers.hold, now) {
+            return Err(self.hold_expired(session.hold_time.unwrap_or(OPEN_HOLD), now));
+        }
+        if due(self.timers.send_hold, now) {
+            let reason = DownReason::SendHoldTimerExpired(send_hold(session));
+            let notification = Notification::send_hold_timer_expired();
+            return Err(self.fail(reason, Some(notification), now));
+        }
+        // KeepaliveTimer_Expires
+        if due(self.timers.keepalive, now) {
+            self.send(Message::Keepalive);
+            self.timers.keepalive = self.keepalive_at(session, now);
+        }
+        Ok(())
+    }
+
+    /// Checks an OPEN against the configuration (RFC 4271 section 6.2).
+    fn negotiate(&self, local: IpAddr, open: &Open) -> Result<Session, (DownReason, Notification)> {
+        let PeerConfig { local_asn, peer_asn: expected, .. } = self.config;
+        let peer_asn = open.asn();
+        if !expected.accepts(peer_asn, local_asn) {
+            let reason = DownReason::BadPeerAs { got: peer_asn, expected };
+            return Err((reason, Notification::new(2, 2)));
+        }
+        let internal = peer_asn == local_asn;
+        if internal && open.router_id == self.config.router_id {
+            let notification = Notification::with_data(2, 3, open.router_id.octets());
+            return Err((DownReason::SameRouterId, notification)); // RFC 6286
+        }
+        let hold = open.hold_time.min(self.config.hold_seconds());
+        Ok(Session {
+            local,
+            peer_asn,
+            peer_router_id: open.router_id,
+            hold_time: (hold > 0).then(|| Duration::from_secs(hold.into())),
+            families: Family::ALL.into_iter().filter(|family| open.has_family(*family)).collect(),
+            context: Context { four_octet_as: open.four_octet_asn().is_some(), internal },
+        })
+    }
+
+    fn keepalive_at(&mut self, session: &Session, now: Instant) -> Option<Instant> {
+        let third = session.hold_time? / 3;
+        let interval = self.config.keepalive_time.map_or(third, |configured| configured.min(third));
+        Some(now + self.jitter.of(interval).max(KEEPALIVE_MIN))
+    }
+
+    fn send(&mut self, message: Message) {
+        self.outputs.push_back(Output::Send(message));
+    }
+
+    fn begin(&mut self, now: Instant) -> Inner {
+        let retry = self.config.connect_retry;
+        self.timers = Timers { connect_retry: Some(now + retry), ..Timers::default() };
+        self.outputs.push_back(Output::Connect);
+        Inner::Connect
+    }
+
+    fn retry_later(&mut self, failure: TcpFailure, now: Instant) -> Inner {
+        self.outputs.push_back(Output::Down(DownReason::Tcp(failure)));
+        let retry = now + self.jitter.of(self.config.connect_retry);
+        self.timers = Timers { connect_retry: Some(retry), ..Timers::default() };
+        Inner::Active
+    }
+
+    fn protocol_error(&mut self, notification: Notification, now: Instant) -> Inner {
+        let reason = DownReason::ProtocolError(notification.clone());
+        self.fail(reason, Some(notification), now)
+    }
+
+    fn hold_expired(&mut self, after: Duration, now: Instant) -> Inner {
+        let notification = Notification::hold_timer_expired();
+        self.fail(DownReason::HoldTimerExpired(after), Some(notification), now)
+    }
+
+    /// Ends the session and pauses, longer each time in a row.
+    fn fail(&mut self, reason: DownReason, tell: Option<Notification>, now: Instant) -> Inner {
+        let pause = IDLE_HOLD_FIRST
+            .saturating_mul(1_u32.checked_shl(self.failures).unwrap_or(u32::MAX))
+            .min(IDLE_HOLD_MAX);
+        self.failures = self.failures.saturating_add(1);
+        let again = now + self.jitter.of(pause);
+        self.close(reason, tell);
+        self.timers.idle_hold = Some(again);
+        Inner::Idle
+    }
+
+    /// Ends everything until the next Start.
+    fn stop(&mut self, reason: StopReason, tell: bool) -> Inner {
+        let notification = tell.then(|| reason.notification());
+        self.failures = 0;
+        self.close(DownReason::Stopped(reason), notification);
+        Inner::Idle
+    }
+
+    fn close(&mut self, reason: DownReason, tell: Option<Notification>) {
+        if let Some(notification) = tell {
+            self.send(Message::Notification(notification));
+        }
+        self.outputs.push_back(Output::Close);
+        self.outputs.push_back(Output::Down(reason));
+        self.timers = Timers::default();
+    }
+}
+
+fn due(timer: Option<Instant>, now: Instant) -> bool {
+    timer.is_some_and(|at| at <= now)
+}
+
+/// RFC 9687 section 3.1: 8 minutes or twice the hold time, what is longer.
+fn send_hold(session: &Session) -> Duration {
+    session.hold_time.map_or(SEND_HOLD_MIN, |hold| (hold * 2).max(SEND_HOLD_MIN))
+}
+
+/// The family to send again. A request for one that was not negotiated, or
+/// with a subtype that was not (RFC 7313), is ignored.
+fn wanted(refresh: RouteRefresh, session: &Session) -> Option<Family> {
+    let named = |family: &&Family| (family.afi(), family.safi()) == (refresh.afi, refresh.safi);
+    session.families.iter().find(named).copied().filter(|_| refresh.subtype == 0)
+}
+
+/// SplitMix64: enough to keep sessions out of step.
+#[derive(Debug)]
+struct Jitter(u64);
+
+impl Jitter {
+    /// 0.75 to 1.0 of `duration` (RFC 4271 section 10).
+    fn of(&mut self, duration: Duration) -> Duration {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        let quarter = duration / 4;
+        // The top 16 bits as a fraction of the quarter that is random.
+        let part = u32::try_from(z >> 48).unwrap_or(0);
+        duration.saturating_sub(quarter) + quarter * part / 0x1_0000
+    }
+}
