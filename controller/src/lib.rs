@@ -1,1 +1,3 @@
-//! Bellrock controller.
+//! Allocates external addresses to Services of type LoadBalancer.
+
+pub mod ipam;

@@ -1,0 +1,277 @@
+//! Why a Service does not get what it asks for, with the facts that a person needs to fix it.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use bellrock_api::AllocationReason;
+
+use super::claim::{Conflict, ServiceKey};
+use super::pool::{Family, NotServed};
+
+/// Why one pool was passed over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PassedOver {
+    /// `autoAssign: false`, and the Service does not ask for it.
+    NotAutomatic,
+    /// `serviceAllocation` leaves the Service out.
+    NotServed(NotServed),
+    /// It has no address of the family.
+    NoFamily,
+    /// Every address is in use.
+    Full,
+    /// What is not in use was released a moment ago and rests until its `reuseDelay` is over.
+    Resting,
+}
+
+impl fmt::Display for PassedOver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotAutomatic => "has autoAssign: false and must be asked for",
+            Self::NotServed(NotServed::Namespace) => "does not serve this namespace",
+            Self::NotServed(NotServed::Service) => "does not serve services with these labels",
+            Self::NoFamily => "has no address of this family",
+            Self::Full => "has no free address",
+            Self::Resting => "has only addresses that rest until their reuseDelay is over",
+        })
+    }
+}
+
+/// Why an address, or a family's address, was not allocated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is no pool at all.
+    NoPool,
+    /// The Service asks for a pool that does not exist.
+    UnknownPool {
+        /// The pool that it names.
+        pool: String,
+        /// Those that exist.
+        known: Vec<String>,
+    },
+    /// No pool has an address of this family for the Service.
+    NoneFits {
+        /// The family.
+        family: Family,
+        /// Every pool that was looked at, in order, and why it was passed over.
+        passed_over: Vec<(String, PassedOver)>,
+    },
+    /// The address lies in no pool.
+    OutsidePools {
+        /// The address.
+        address: IpAddr,
+    },
+    /// The address lies in another pool than the one asked for.
+    NotInPool {
+        /// The address.
+        address: IpAddr,
+        /// The pools asked for.
+        asked: Vec<String>,
+        /// The pools that it lies in.
+        lies_in: Vec<String>,
+    },
+    /// The pool of the address does not serve this Service.
+    Fenced {
+        /// The address.
+        address: IpAddr,
+        /// Its pool.
+        pool: String,
+        /// The fence.
+        fence: NotServed,
+    },
+    /// `avoidBuggyIPs` keeps the address back.
+    Avoided {
+        /// The address.
+        address: IpAddr,
+        /// Its pool.
+        pool: String,
+    },
+    /// Somebody else has it and does not share, or not with this Service.
+    InUse {
+        /// The address.
+        address: IpAddr,
+        /// Who has it.
+        by: ServiceKey,
+        /// Why it cannot be shared.
+        conflict: Conflict,
+        /// Whether the Service has a sharing key.
+        asked_to_share: bool,
+    },
+    /// A VirtualIP keeps it for a Service that does not exist.
+    Reserved {
+        /// The address.
+        address: IpAddr,
+        /// For whom.
+        by: ServiceKey,
+    },
+    /// It was released a moment ago by somebody else.
+    AtRest {
+        /// The address.
+        address: IpAddr,
+        /// Its pool, whose `reuseDelay` this is.
+        pool: String,
+    },
+    /// The annotation and `spec.loadBalancerIP` ask for different addresses.
+    TwoRequests,
+    /// An address of a family that the Service does not have.
+    WrongFamily {
+        /// The address.
+        address: IpAddr,
+        /// The Service's families.
+        families: Vec<Family>,
+    },
+    /// Two addresses of one family.
+    TwoOfAFamily {
+        /// The first.
+        first: IpAddr,
+        /// The second.
+        second: IpAddr,
+    },
+    /// The request cannot be read.
+    Malformed {
+        /// The annotation or field.
+        field: &'static str,
+        /// What is wrong with it.
+        error: String,
+    },
+    /// `RequireDualStack` and only one family: of the Service, or to be had.
+    NeedsBothFamilies,
+    /// The Service has no cluster address family (headless).
+    NoFamily,
+}
+
+impl Refusal {
+    /// Its name in conditions, Events, metrics and logs.
+    #[must_use]
+    pub fn reason(&self) -> AllocationReason {
+        match self {
+            Self::NoPool => AllocationReason::NoPool,
+            Self::UnknownPool { .. } => AllocationReason::PoolNotFound,
+            Self::NoneFits { passed_over, .. } => {
+                let any = |test: fn(&PassedOver) -> bool| passed_over.iter().any(|(_, why)| test(why));
+                if any(|why| matches!(why, PassedOver::Full | PassedOver::Resting)) {
+                    AllocationReason::PoolExhausted
+                } else if any(|why| matches!(why, PassedOver::NoFamily)) {
+                    AllocationReason::FamilyUnavailable
+                } else if any(|why| matches!(why, PassedOver::NotServed(_))) {
+                    AllocationReason::PoolNotForService
+                } else {
+                    AllocationReason::NoPool
+                }
+            }
+            Self::OutsidePools { .. } | Self::NotInPool { .. } => AllocationReason::AddressNotInPool,
+            Self::Fenced { .. } => AllocationReason::PoolNotForService,
+            Self::Avoided { .. } => AllocationReason::AddressBuggy,
+            Self::InUse { conflict: Conflict::Key, asked_to_share: false, .. } => {
+                AllocationReason::AddressInUse
+            }
+            Self::InUse { .. } => AllocationReason::SharingConflict,
+            Self::Reserved { .. } => AllocationReason::AddressReserved,
+            Self::AtRest { .. } => AllocationReason::AddressResting,
+            Self::TwoRequests => AllocationReason::ConflictingRequest,
+            Self::WrongFamily { .. } => AllocationReason::FamilyMismatch,
+            Self::TwoOfAFamily { .. } | Self::Malformed { .. } => AllocationReason::AddressInvalid,
+            Self::NeedsBothFamilies => AllocationReason::FamilyUnavailable,
+            Self::NoFamily => AllocationReason::NoClusterIP,
+        }
+    }
+}
+
+/// The names joined by commas, or `none`.
+fn list<T: fmt::Display>(items: &[T]) -> String {
+    if items.is_empty() {
+        return "none".to_owned();
+    }
+    let words: Vec<String> = items.iter().map(ToString::to_string).collect();
+    words.join(", ")
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoPool => f.write_str("there is no IPAddressPool: create one with addresses of your network"),
+            Self::UnknownPool { pool, known } => write!(
+                f,
+                "there is no pool {pool:?} (pools: {}): correct the {} annotation or create the pool",
+                list(known),
+                bellrock_api::annotations::ADDRESS_POOL
+            ),
+            Self::NoneFits { family, passed_over } => {
+                write!(f, "no pool has an {family} address for this service: ")?;
+                for (index, (pool, why)) in passed_over.iter().enumerate() {
+                    if index > 0 {
+                        f.write_str("; ")?;
+                    }
+                    if index == MAX_POOLS_NAMED {
+                        return write!(f, "and {} more pools", passed_over.len() - index);
+                    }
+                    write!(f, "{pool} {why}")?;
+                }
+                Ok(())
+            }
+            Self::OutsidePools { address } => write!(
+                f,
+                "{address} lies in no pool: ask for an address of a pool, or add it to one"
+            ),
+            Self::NotInPool { address, asked, lies_in } => write!(
+                f,
+                "{address} is not in pool {} but in {}: change the requested address or the requested pool",
+                list(asked),
+                list(lies_in)
+            ),
+            Self::Fenced { address, pool, fence } => write!(
+                f,
+                "{address} belongs to pool {pool}, which {}",
+                PassedOver::NotServed(*fence)
+            ),
+            Self::Avoided { address, pool } => write!(
+                f,
+                "{address} ends in .0 or .255, which pool {pool} keeps back (avoidBuggyIPs)"
+            ),
+            Self::Reserved { address, by } => write!(
+                f,
+                "{address} is reserved for service {by} by its VirtualIP: add this service to the claims there, or ask for another address"
+            ),
+            Self::AtRest { address, pool } => write!(
+                f,
+                "{address} was released a moment ago and rests for the reuseDelay of pool {pool}; it is assigned then"
+            ),
+            Self::TwoRequests => write!(
+                f,
+                "spec.loadBalancerIP and the annotation {} ask for different addresses: keep one of them",
+                bellrock_api::annotations::LOAD_BALANCER_IPS
+            ),
+            Self::InUse { address, by, conflict, .. } => {
+                write!(f, "{address} is held by service {by}")?;
+                match conflict {
+                    Conflict::Key => f.write_str(
+                        ", which does not share it with this one: choose another address, or give both the same sharing key",
+                    ),
+                    Conflict::Namespace => f.write_str(", and an address is shared within one namespace only"),
+                    Conflict::Port((protocol, port)) => {
+                        write!(f, ", which uses port {port}/{protocol} too")
+                    }
+                    Conflict::Policy => f.write_str(
+                        ": services share an address only if all have externalTrafficPolicy Cluster, or all have Local and the same selector",
+                    ),
+                }
+            }
+            Self::WrongFamily { address, families } => write!(
+                f,
+                "{address} is requested, but the service is {} only: change the address or spec.ipFamilies",
+                list(families)
+            ),
+            Self::TwoOfAFamily { first, second } => write!(
+                f,
+                "{first} and {second} are requested: ask for at most one address of each family"
+            ),
+            Self::Malformed { field, error } => write!(f, "{field}: {error}"),
+            Self::NeedsBothFamilies => f.write_str(
+                "ipFamilyPolicy is RequireDualStack, but the service has one family only",
+            ),
+            Self::NoFamily => f.write_str("the service has no cluster ip, hence no address family"),
+        }
+    }
+}
+
+/// Pools that a message names before it says "and N more".
+const MAX_POOLS_NAMED: usize = 8;
