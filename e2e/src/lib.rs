@@ -1,7 +1,9 @@
 //! Labs and end-to-end tests.
 //!
-//! Without the `lab` feature this crate is only the harness that the protocol
-//! crates' own tests use: network namespaces ([`netns`]).
+//! With the `lab` feature: a whole cluster on real parts ([`lab::Lab`]).
+//! Without it only the harness that the protocol crates' own tests use:
+//! network namespaces ([`netns`]), routers ([`frr`]), clients ([`probe`]) and
+//! captures ([`capture`]).
 #![allow(
     clippy::expect_used,
     clippy::unwrap_used,
@@ -9,5 +11,26 @@
     reason = "a test harness: failing loudly and talking to the terminal are its job"
 )]
 
+#[cfg(feature = "lab")]
+pub mod agent;
+pub mod capture;
+#[cfg(feature = "lab")]
+pub mod cluster;
+#[cfg(feature = "lab")]
+pub mod echo;
 pub mod frr;
+#[cfg(feature = "lab")]
+pub mod ground;
+#[cfg(feature = "lab")]
+pub mod lab;
 pub mod netns;
+#[cfg(feature = "lab")]
+pub mod parts;
+#[cfg(feature = "lab")]
+pub mod pki;
+pub mod probe;
+pub mod process;
+#[cfg(feature = "lab")]
+mod relay;
+#[cfg(feature = "lab")]
+pub mod topology;

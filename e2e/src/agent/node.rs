@@ -1,0 +1,188 @@
+//! The Node object, its lease, and routes to the other nodes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use futures_util::{StreamExt, pin_mut};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::watcher::{Event, watcher};
+use kube::{Api, Client, ResourceExt};
+use serde_json::{Value, json};
+
+use super::{Agent, run_program, watching};
+
+const PERIOD: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(4);
+const MANAGER: &str = "bellrock-lab-agent";
+
+/// Registers the node, then renews its lease and status every 10 s.
+pub(super) async fn heartbeat(client: &Client, agent: &Agent, labels: BTreeMap<String, String>) {
+    let mut registered = false;
+    loop {
+        let beat = async {
+            if !registered {
+                register(client, agent, &labels).await?;
+                registered = true;
+            }
+            renew(client, agent).await?;
+            report(client, agent).await
+        };
+        let pause = match tokio::time::timeout(PATIENCE, beat).await {
+            Ok(Ok(())) => PERIOD,
+            Ok(Err(error)) => {
+                eprintln!("heartbeat: {error:#}");
+                Duration::from_millis(300)
+            }
+            Err(_) => {
+                eprintln!("heartbeat: no answer within {PATIENCE:?}");
+                Duration::from_millis(300)
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn register(client: &Client, agent: &Agent, labels: &BTreeMap<String, String>) -> Result<()> {
+    let mut all = labels.clone();
+    all.extend(
+        [
+            ("kubernetes.io/hostname", agent.node.as_str()),
+            ("kubernetes.io/os", "linux"),
+            ("kubernetes.io/arch", "amd64"),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned())),
+    );
+    let node: Node = serde_json::from_value(json!({
+        "metadata": {"name": agent.node, "labels": all},
+        "spec": {"podCIDR": agent.pod_cidr, "podCIDRs": [agent.pod_cidr]},
+        "status": status(agent),
+    }))?;
+    let api: Api<Node> = Api::all(client.clone());
+    match api.create(&PostParams::default(), &node).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+        Err(error) => Err(error).context("register the node"),
+    }
+}
+
+fn status(agent: &Agent) -> Value {
+    let now = Time(Timestamp::now());
+    let condition = |kind: &str, status: &str, reason: &str| {
+        json!({
+            "type": kind, "status": status, "reason": reason,
+            "lastHeartbeatTime": now,
+        })
+    };
+    let room = json!({"cpu": "8", "memory": "16Gi", "pods": "250", "ephemeral-storage": "64Gi"});
+    json!({
+        "capacity": room,
+        "allocatable": room,
+        "addresses": [
+            {"type": "InternalIP", "address": agent.address},
+            {"type": "Hostname", "address": agent.node},
+        ],
+        "conditions": [
+            condition("Ready", "True", "KubeletReady"),
+            condition("MemoryPressure", "False", "KubeletHasSufficientMemory"),
+            condition("DiskPressure", "False", "KubeletHasNoDiskPressure"),
+            condition("PIDPressure", "False", "KubeletHasSufficientPID"),
+        ],
+        "nodeInfo": {
+            "architecture": "amd64", "operatingSystem": "linux", "osImage": "bellrock lab",
+            "kubeletVersion": "v1.36.3", "kubeProxyVersion": "", "containerRuntimeVersion": "netns://1",
+            "kernelVersion": "", "bootID": "", "machineID": "", "systemUUID": "",
+        },
+    })
+}
+
+async fn report(client: &Client, agent: &Agent) -> Result<()> {
+    let api: Api<Node> = Api::all(client.clone());
+    let patch = Patch::Strategic(json!({"status": status(agent)}));
+    api.patch_status(&agent.node, &PatchParams::default(), &patch)
+        .await
+        .context("report the node's status")?;
+    Ok(())
+}
+
+async fn renew(client: &Client, agent: &Agent) -> Result<()> {
+    let api: Api<Lease> = Api::namespaced(client.clone(), "kube-node-lease");
+    let lease = json!({
+        "apiVersion": "coordination.k8s.io/v1",
+        "kind": "Lease",
+        "metadata": {"name": agent.node},
+        "spec": {
+            "holderIdentity": agent.node,
+            "leaseDurationSeconds": 40,
+            "renewTime": MicroTime(Timestamp::now()),
+        },
+    });
+    api.patch(
+        &agent.node,
+        &PatchParams::apply(MANAGER).force(),
+        &Patch::Apply(lease),
+    )
+    .await
+    .context("renew the lease")?;
+    Ok(())
+}
+
+/// Keeps a route to the pods of every other node.
+pub(super) async fn routes(client: &Client, agent: &Agent) {
+    let events = watcher(Api::<Node>::all(client.clone()), watching());
+    pin_mut!(events);
+    let mut known: BTreeMap<String, (String, String)> = BTreeMap::new();
+    while let Some(event) = events.next().await {
+        let result = match event {
+            Ok(Event::Apply(node) | Event::InitApply(node)) => {
+                reach(agent, &mut known, &node).await
+            }
+            Ok(Event::Delete(node)) => forget(&mut known, &node.name_any()).await,
+            Ok(Event::Init | Event::InitDone) => Ok(()),
+            Err(error) => {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                Err(error.into())
+            }
+        };
+        if let Err(error) = result {
+            eprintln!("routes: {error:#}");
+        }
+    }
+}
+
+async fn reach(
+    agent: &Agent,
+    known: &mut BTreeMap<String, (String, String)>,
+    node: &Node,
+) -> Result<()> {
+    let name = node.name_any();
+    let Some(route) = route(node).filter(|_| name != agent.node) else {
+        return Ok(());
+    };
+    if known.get(&name) == Some(&route) {
+        return Ok(());
+    }
+    forget(known, &name).await?;
+    run_program("ip", &["route", "replace", &route.0, "via", &route.1]).await?;
+    known.insert(name, route);
+    Ok(())
+}
+
+async fn forget(known: &mut BTreeMap<String, (String, String)>, name: &str) -> Result<()> {
+    match known.remove(name) {
+        Some((cidr, via)) => run_program("ip", &["route", "del", &cidr, "via", &via]).await,
+        None => Ok(()),
+    }
+}
+
+/// A node's pod CIDR and the address to reach it by.
+fn route(node: &Node) -> Option<(String, String)> {
+    let cidr = node.spec.as_ref()?.pod_cidr.clone()?;
+    let addresses = node.status.as_ref()?.addresses.as_ref()?;
+    let address = addresses.iter().find(|a| a.type_ == "InternalIP")?;
+    Some((cidr, address.address.clone()))
+}

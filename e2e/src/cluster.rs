@@ -1,0 +1,269 @@
+//! The control plane: etcd, kube-apiserver, kube-controller-manager and
+//! kube-scheduler in one namespace, and a kube-proxy on each node. Each has an
+//! identity of its own and the rights that Kubernetes' own RBAC gives it.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use crate::ground::Ground;
+use crate::parts::{self, Part};
+use crate::pki::Pki;
+use crate::process::{Process, Task};
+
+/// Port of the API server.
+pub const API_PORT: u16 = 6443;
+/// Addresses of ClusterIP Services.
+pub const SERVICE_CIDR: &str = "10.96.0.0/16";
+/// Addresses of all pods; each node has a /24 of it.
+pub const POD_CIDR: &str = "10.244.0.0/16";
+
+/// How ClusterIP and NodePort are carried on the nodes.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum KubeProxy {
+    /// kube-proxy in its nftables mode.
+    #[default]
+    Nftables,
+    /// kube-proxy in its iptables mode.
+    Iptables,
+    /// No kube-proxy.
+    None,
+}
+
+impl KubeProxy {
+    const fn mode(self) -> Option<&'static str> {
+        match self {
+            Self::Nftables => Some("nftables"),
+            Self::Iptables => Some("iptables"),
+            Self::None => None,
+        }
+    }
+}
+
+impl std::str::FromStr for KubeProxy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "nftables" => Ok(Self::Nftables),
+            "iptables" => Ok(Self::Iptables),
+            "none" => Ok(Self::None),
+            other => Err(format!("{other:?} is not nftables, iptables or none")),
+        }
+    }
+}
+
+/// Who uses the API, and the groups that give the right to.
+const IDENTITIES: [(&str, &str, &str); 5] = [
+    ("admin", "admin", "system:masters"),
+    ("agent", "bellrock-lab:agent", "system:masters"),
+    ("controller-manager", "system:kube-controller-manager", ""),
+    ("scheduler", "system:kube-scheduler", ""),
+    ("proxy", "system:kube-proxy", ""),
+];
+
+/// The control plane's files and where it runs.
+#[derive(Debug)]
+pub struct Cluster {
+    ground: Arc<Ground>,
+    host: String,
+    address: Ipv4Addr,
+    pki: Pki,
+}
+
+impl Cluster {
+    /// Makes keys and identities for a control plane on `host`, whose address
+    /// on the segment is `address`.
+    pub fn prepare(ground: &Arc<Ground>, host: &str, address: Ipv4Addr) -> Result<Self> {
+        let names: Vec<String> = [
+            "kubernetes",
+            "kubernetes.default",
+            "kubernetes.default.svc",
+            "kubernetes.default.svc.cluster.local",
+            "localhost",
+            host,
+            "127.0.0.1",
+            "10.96.0.1",
+            &address.to_string(),
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        let pki = Pki::create(&ground.dir().join("pki"), &names)?;
+        let cluster = Self {
+            ground: Arc::clone(ground),
+            host: host.to_owned(),
+            address,
+            pki,
+        };
+        let mut lines = String::new();
+        for (file, user, group) in IDENTITIES {
+            let token = random()?;
+            lines.push_str(&format!("{token},{user},{user},\"{group}\"\n"));
+            cluster.pki.write(&format!("{file}.token"), &token)?;
+            cluster.kubeconfig(&format!("{file}.kubeconfig"), &cluster.url(), &token)?;
+        }
+        cluster.pki.write("tokens.csv", &lines)?;
+        Ok(cluster)
+    }
+
+    /// The API server's address on the segment.
+    pub fn url(&self) -> String {
+        format!("https://{}:{API_PORT}", self.address)
+    }
+
+    /// The kubeconfig of one of the lab's own identities.
+    pub fn identity(&self, name: &str) -> PathBuf {
+        self.pki.path(&format!("{name}.kubeconfig"))
+    }
+
+    /// The certificate that clients trust.
+    pub fn ca(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.pki.path("ca.crt"))?)
+    }
+
+    /// The admin's kubeconfig for a server address outside the lab.
+    pub fn admin_kubeconfig(&self, server: &str) -> Result<PathBuf> {
+        let token = fs::read_to_string(self.pki.path("admin.token"))?;
+        self.kubeconfig("outside.kubeconfig", server, &token)
+    }
+
+    fn kubeconfig(&self, file: &str, server: &str, token: &str) -> Result<PathBuf> {
+        let text = kubeconfig(server, &self.pki.path("ca.crt"), &json!({"token": token}));
+        self.pki.write(file, &text)
+    }
+
+    fn run(&self, part: Part, args: Vec<String>) -> Result<Arc<Process>> {
+        self.ground.start(Task {
+            name: part.name().to_owned(),
+            netns: Some(self.ground.netns(&self.host)),
+            program: parts::path(part)?,
+            args: args.into_iter().map(Into::into).collect(),
+            ..Task::default()
+        })
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.pki.path(name).display().to_string()
+    }
+
+    /// Starts etcd and the API server.
+    pub fn start_api(&self) -> Result<()> {
+        let data = self.ground.dir().join("etcd");
+        self.run(
+            Part::Etcd,
+            vec![
+                format!("--data-dir={}", data.display()),
+                "--listen-client-urls=http://127.0.0.1:2379".into(),
+                "--advertise-client-urls=http://127.0.0.1:2379".into(),
+                "--listen-peer-urls=http://127.0.0.1:2380".into(),
+                "--initial-advertise-peer-urls=http://127.0.0.1:2380".into(),
+                "--initial-cluster=default=http://127.0.0.1:2380".into(),
+                "--log-level=warn".into(),
+                "--unsafe-no-fsync".into(),
+            ],
+        )?;
+        self.run(
+            Part::Apiserver,
+            vec![
+                "--etcd-servers=http://127.0.0.1:2379".into(),
+                format!("--secure-port={API_PORT}"),
+                format!("--advertise-address={}", self.address),
+                format!("--tls-cert-file={}", self.file("apiserver.crt")),
+                format!("--tls-private-key-file={}", self.file("apiserver.key")),
+                format!("--cert-dir={}", self.file("")),
+                format!("--token-auth-file={}", self.file("tokens.csv")),
+                "--authorization-mode=Node,RBAC".into(),
+                "--enable-admission-plugins=NodeRestriction".into(),
+                "--service-account-issuer=https://kubernetes.default.svc.cluster.local".into(),
+                format!("--service-account-key-file={}", self.file("accounts.pub")),
+                format!("--service-account-signing-key-file={}", self.file("accounts.key")),
+                format!("--service-cluster-ip-range={SERVICE_CIDR}"),
+                "--allow-privileged=true".into(),
+                "--profiling=false".into(),
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Starts what works on the API once it answers.
+    pub fn start_managers(&self) -> Result<()> {
+        self.run(
+            Part::ControllerManager,
+            vec![
+                format!("--kubeconfig={}", self.file("controller-manager.kubeconfig")),
+                format!("--root-ca-file={}", self.file("ca.crt")),
+                format!("--service-account-private-key-file={}", self.file("accounts.key")),
+                "--use-service-account-credentials=true".into(),
+                "--leader-elect=false".into(),
+                "--secure-port=0".into(),
+                "--profiling=false".into(),
+            ],
+        )?;
+        self.run(
+            Part::Scheduler,
+            vec![
+                format!("--kubeconfig={}", self.file("scheduler.kubeconfig")),
+                "--leader-elect=false".into(),
+                "--secure-port=0".into(),
+                "--profiling=false".into(),
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Starts kube-proxy on a node.
+    pub fn start_proxy(&self, node: &str, proxy: KubeProxy) -> Result<()> {
+        let Some(mode) = proxy.mode() else {
+            return Ok(());
+        };
+        // JSON is YAML.
+        let config = json!({
+            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+            "kind": "KubeProxyConfiguration",
+            "mode": mode,
+            "hostnameOverride": node,
+            "clusterCIDR": POD_CIDR,
+            "detectLocalMode": "ClusterCIDR",
+            "clientConnection": {"kubeconfig": self.file("proxy.kubeconfig")},
+            "conntrack": {"maxPerCore": 0, "min": 0},
+        });
+        let file = self.pki.write(&format!("proxy-{node}.yaml"), &config.to_string())?;
+        self.ground.start(Task {
+            name: format!("kube-proxy-{node}"),
+            netns: Some(self.ground.netns(node)),
+            program: parts::path(Part::Proxy)?,
+            args: vec![format!("--config={}", file.display()).into()],
+            ..Task::default()
+        })?;
+        Ok(())
+    }
+}
+
+/// The text of a kubeconfig with one cluster, one user and one context.
+pub fn kubeconfig(server: &str, ca: &Path, user: &serde_json::Value) -> String {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{
+            "name": "lab",
+            "cluster": {"server": server, "certificate-authority": ca},
+        }],
+        "users": [{"name": "lab", "user": user}],
+        "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
+        "current-context": "lab",
+    })
+    .to_string()
+}
+
+/// 128 random bits in hexadecimal digits.
+fn random() -> Result<String> {
+    let mut bytes = [0; 16];
+    ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut bytes)
+        .ok()
+        .context("no randomness")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}

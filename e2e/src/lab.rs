@@ -1,0 +1,687 @@
+//! A whole cluster in namespaces: [`Lab::up`] to a [`Lab`], whose drop ends it.
+//!
+//! ```text
+//!                  segment (bridge in a namespace of its own)
+//!    cp ── n1 ── n2 ── n3 ── c1 ── r1 (FRR) ── c2
+//!    etcd, API    pods: namespaces behind their node
+//! ```
+//!
+//! Nothing of it is in the machine's own network namespace but one loopback
+//! port that leads to the API server.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::core::v1::{Node, ServiceAccount};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config, ResourceExt};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+
+use crate::capture::Capture;
+use crate::cluster::{API_PORT, Cluster, KubeProxy};
+use crate::frr::Frr;
+use crate::ground::{self, Ground};
+use crate::netns::{Netns, veth};
+use crate::parts::{self, Part};
+use crate::probe;
+use crate::process::{Process, Task};
+use crate::relay::Relay;
+use crate::topology::{End, Role, Topology};
+
+/// The image whose containers are the lab's echo server, with the container's
+/// arguments. Containers of other images run it without.
+pub const ECHO: &str = "bellrock-lab/echo";
+
+const BRIDGE: &str = "br0";
+/// How long the parts of a lab may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Gets a line at each step of a lab's start.
+pub type Say = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// What kind of lab.
+#[derive(Clone)]
+pub struct Options {
+    /// The topology file.
+    pub topology: PathBuf,
+    /// kube-proxy on the nodes.
+    pub kube_proxy: KubeProxy,
+    /// Keep the logs even if nothing fails.
+    pub keep_logs: bool,
+    /// Gets a line at each step.
+    pub say: Say,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            topology: default_topology(),
+            kube_proxy: KubeProxy::default(),
+            keep_logs: false,
+            say: Arc::new(|line| eprintln!("{line}")),
+        }
+    }
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("topology", &self.topology)
+            .field("kube_proxy", &self.kube_proxy)
+            .field("keep_logs", &self.keep_logs)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Three nodes, a client on their segment, a router, a client behind it.
+pub fn default_topology() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("topologies/lab.clab.yml")
+}
+
+/// A running lab.
+pub struct Lab {
+    pub(crate) ground: Arc<Ground>,
+    pub(crate) cluster: Cluster,
+    pub(crate) addresses: BTreeMap<String, Ipv4Addr>,
+    client: Client,
+    kubeconfig: PathBuf,
+    _relay: Relay,
+    runtime: Runtime,
+    routers: BTreeMap<String, Frr>,
+    hosts: BTreeMap<String, Netns>,
+    topology: Topology,
+}
+
+impl fmt::Debug for Lab {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lab")
+            .field("id", &self.id())
+            .field("topology", &self.topology.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Lab {
+    /// Builds what is missing, starts everything and waits until all nodes are
+    /// Ready. Must not be called from inside an async runtime.
+    pub fn up(options: &Options) -> Result<Self> {
+        parts::check_tools()?;
+        let topology = Topology::load(&options.topology)?;
+        parts::ensure(&Part::ALL, &*options.say)?;
+        ground::sweep()?;
+        let ground = Ground::claim()?;
+        let started = Self::start(&ground, topology, options);
+        if options.keep_logs || started.is_err() {
+            ground.keep();
+        }
+        let logs = ground.dir().join("logs");
+        started.with_context(|| format!("lab {}, logs in {}", ground.id(), logs.display()))
+    }
+
+    fn start(ground: &Arc<Ground>, topology: Topology, options: &Options) -> Result<Self> {
+        let mut steps = Steps::new(&options.say);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("lab")
+            .enable_all()
+            .build()?;
+        let hosts = wire(ground, &topology)?;
+        let addresses = addresses(&hosts, &topology)?;
+        steps.done("namespaces and cables");
+
+        let plane = topology
+            .with_role(Role::ControlPlane)
+            .next()
+            .context("no control plane")?
+            .to_owned();
+        let address = *addresses.get(&plane).context("no address of the control plane")?;
+        let cluster = Cluster::prepare(ground, &plane, address)?;
+        cluster.start_api()?;
+        let mut routers = BTreeMap::new();
+        for name in topology.with_role(Role::Router) {
+            let file = topology.nodes[name].frr.as_ref().context("no FRR configuration")?;
+            let config = std::fs::read_to_string(file)
+                .with_context(|| format!("read {}", file.display()))?;
+            routers.insert(name.to_owned(), Frr::start(&hosts[name], &config)?);
+        }
+        steps.done("routers");
+
+        let target = SocketAddr::new(address.into(), API_PORT);
+        let relay = Relay::open(runtime.handle(), &hosts[&plane], target)?;
+        let kubeconfig = cluster.admin_kubeconfig(&format!("https://{}", relay.address()))?;
+        let client = runtime.block_on(client(&kubeconfig))?;
+        let lab = Self {
+            ground: Arc::clone(ground),
+            cluster,
+            addresses,
+            client,
+            kubeconfig,
+            _relay: relay,
+            runtime,
+            routers,
+            hosts,
+            topology,
+        };
+        lab.until("the API server is ready", PATIENCE, || lab.api_ready())?;
+        steps.done("etcd and API server");
+
+        lab.cluster.start_managers()?;
+        for (index, node) in lab.topology.with_role(Role::Node).enumerate() {
+            lab.start_node(node, index + 1, &plane)?;
+            lab.cluster.start_proxy(node, options.kube_proxy)?;
+        }
+        lab.until("all nodes are ready", PATIENCE, || lab.nodes_ready())?;
+        steps.done("controllers, scheduler, nodes");
+        if options.kube_proxy != KubeProxy::None {
+            lab.until("kube-proxy is ready", PATIENCE, || lab.proxies_ready())?;
+            steps.done("kube-proxy");
+        }
+        Ok(lab)
+    }
+
+    fn start_node(&self, node: &str, number: usize, plane: &str) -> Result<()> {
+        let address = self.address(node);
+        let cidr = format!("10.244.{number}.0/24");
+        let mut args = vec![
+            "agent".to_owned(),
+            format!("--node={node}"),
+            format!("--address={address}"),
+            format!("--pod-cidr={cidr}"),
+            format!("--prefix={}", self.ground.prefix()),
+            format!("--kubeconfig={}", self.cluster.identity("agent").display()),
+        ];
+        for (key, value) in &self.topology.nodes[node].labels {
+            args.push(format!("--label={key}={value}"));
+        }
+        self.ground.start(Task {
+            name: format!("agent-{node}"),
+            netns: Some(self.ground.netns(node)),
+            program: lab_program()?,
+            args: args.into_iter().map(Into::into).collect(),
+            ..Task::default()
+        })?;
+        // The API server reaches pods (webhooks) like a node does.
+        self.host(plane).sh(&format!("ip route add {cidr} via {address}"))?;
+        Ok(())
+    }
+
+    fn api_ready(&self) -> Result<()> {
+        let request = axum::http::Request::get("/readyz").body(Vec::new())?;
+        self.block_on(async { self.client.request_text(request).await })?;
+        Ok(())
+    }
+
+    fn nodes_ready(&self) -> Result<()> {
+        let wanted: Vec<&str> = self.topology.with_role(Role::Node).collect();
+        let nodes: Api<Node> = Api::all(self.admin());
+        let accounts: Api<ServiceAccount> = Api::default_namespaced(self.admin());
+        let found = self.block_on(async { nodes.list(&Default::default()).await })?;
+        for name in wanted {
+            let node = found.items.iter().find(|node| node.name_any() == name);
+            let node = node.with_context(|| format!("{name} has not registered"))?;
+            let ready = node
+                .status
+                .iter()
+                .flat_map(|status| status.conditions.iter().flatten())
+                .any(|c| c.type_ == "Ready" && c.status == "True");
+            ensure!(ready, "{name} is not ready");
+            let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+            ensure!(
+                taints.is_none_or(Vec::is_empty),
+                "{name} still has taints: {taints:?}"
+            );
+        }
+        self.block_on(async { accounts.get("default").await })
+            .context("service account `default`")?;
+        Ok(())
+    }
+
+    fn proxies_ready(&self) -> Result<()> {
+        let health = SocketAddr::from((Ipv4Addr::LOCALHOST, 10_256));
+        for node in self.topology.with_role(Role::Node) {
+            let (status, body) = self
+                .host(node)
+                .run(|| probe::request("GET", health, "/healthz"))?
+                .with_context(|| format!("kube-proxy on {node}"))?;
+            ensure!(status == 200, "kube-proxy on {node}: {status} {body}");
+        }
+        Ok(())
+    }
+
+    /// Waits until `condition` holds. Fails at once, quoting its log, if a
+    /// part of the lab ended meanwhile.
+    pub fn until<T>(
+        &self,
+        what: &str,
+        within: Duration,
+        mut condition: impl FnMut() -> Result<T>,
+    ) -> Result<T> {
+        let start = Instant::now();
+        loop {
+            let error = match condition() {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            self.ground.check()?;
+            if start.elapsed() > within {
+                return Err(error.context(format!("waited {within:?} until {what}")));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The lab's id: four hexadecimal digits.
+    pub fn id(&self) -> &str {
+        self.ground.id()
+    }
+
+    /// The lab's folder.
+    pub fn dir(&self) -> &Path {
+        self.ground.dir()
+    }
+
+    /// Keeps the logs, because something failed.
+    pub fn keep_logs(&self) {
+        self.ground.keep();
+    }
+
+    /// The topology.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// The names of the Kubernetes nodes.
+    pub fn nodes(&self) -> Vec<&str> {
+        self.topology.with_role(Role::Node).collect()
+    }
+
+    /// A host by its name in the topology.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn host(&self, name: &str) -> &Netns {
+        self.hosts
+            .get(name)
+            .unwrap_or_else(|| panic!("the topology has no {name}"))
+    }
+
+    /// The address of a host's `eth1`.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub fn address(&self, host: &str) -> Ipv4Addr {
+        *self
+            .addresses
+            .get(host)
+            .unwrap_or_else(|| panic!("{host} has no address"))
+    }
+
+    /// The FRR of a router.
+    ///
+    /// # Panics
+    /// If it is no router.
+    pub fn frr(&self, router: &str) -> &Frr {
+        self.routers
+            .get(router)
+            .unwrap_or_else(|| panic!("{router} is no router"))
+    }
+
+    /// A client with all rights.
+    pub fn admin(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Runs a future, such as a request of [`Lab::admin`]'s client, to its end.
+    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// A kubeconfig with all rights that works from the machine itself.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// Runs `kubectl` with all rights; its output.
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        self.kubectl_with(args, "")
+    }
+
+    /// Runs `kubectl ... -o json`; its output, parsed.
+    pub fn kubectl_json(&self, args: &[&str]) -> Result<Value> {
+        let text = self.kubectl(&[args, &["-o", "json"]].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("kubectl {args:?} said: {text}"))
+    }
+
+    /// Creates or updates objects from YAML or JSON text.
+    pub fn apply(&self, manifest: &str) -> Result<String> {
+        let args = ["apply", "--server-side", "--force-conflicts", "-f", "-"];
+        self.kubectl_with(&args, manifest)
+    }
+
+    /// Runs `kubectl` with text on its standard input.
+    pub fn kubectl_with(&self, args: &[&str], input: &str) -> Result<String> {
+        use std::io::Write;
+        let mut child = Command::new(parts::path(Part::Kubectl)?)
+            .args(args)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("KUBECACHEDIR", self.ground.dir().join("kubectl"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("start kubectl")?;
+        // kubectl may end without having read it all; its status says why.
+        let _ = child
+            .stdin
+            .take()
+            .context("kubectl's input")?
+            .write_all(input.as_bytes());
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            bail!(
+                "kubectl {}: {}",
+                args.join(" "),
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs a Deployment of echo pods labelled `app=NAME` and waits until all
+    /// are available. `args` are the echo server's, such as `--drain=3`.
+    pub fn deploy(&self, name: &str, replicas: u32, args: &[&str]) -> Result<()> {
+        self.apply(&deployment(name, replicas, args).to_string())?;
+        self.until("the pods are ready", PATIENCE, || {
+            let object = self.kubectl_json(&["get", "deployment", name])?;
+            let status = &object["status"];
+            let count = |field: &str| status[field].as_u64().unwrap_or(0);
+            ensure!(
+                status["observedGeneration"] == object["metadata"]["generation"]
+                    && count("availableReplicas") == u64::from(replicas)
+                    && count("updatedReplicas") == u64::from(replicas)
+                    && count("replicas") == u64::from(replicas),
+                "{name}: {status}"
+            );
+            Ok(())
+        })
+    }
+
+    /// The running pods with a label `app=NAME`: name, node, address.
+    pub fn pods(&self, app: &str) -> Result<Vec<PodPlace>> {
+        let selector = format!("app={app}");
+        let list = self.kubectl_json(&["get", "pods", "-l", &selector])?;
+        list["items"]
+            .as_array()
+            .context("no items")?
+            .iter()
+            .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null())
+            .map(|pod| {
+                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                Ok(PodPlace {
+                    name: text(&pod["metadata"]["name"]),
+                    node: text(&pod["spec"]["nodeName"]),
+                    address: text(&pod["status"]["podIP"]).parse()?,
+                })
+            })
+            .collect()
+    }
+
+    /// Pulls the cable of a host's `eth1` out of the switch: the host sees
+    /// only silence.
+    pub fn cut(&self, host: &str) -> Result<()> {
+        let port = self.port(host)?;
+        self.host(&port.node).sh(&format!("ip link set {} nomaster", port.interface))?;
+        Ok(())
+    }
+
+    /// Plugs it in again.
+    pub fn heal(&self, host: &str) -> Result<()> {
+        let port = self.port(host)?;
+        self.host(&port.node).sh(&format!(
+            "ip link set {0} up && ip link set {0} master {BRIDGE}",
+            port.interface
+        ))?;
+        Ok(())
+    }
+
+    /// Takes the link of a host's `eth1` down at the switch: the host sees its
+    /// carrier go. [`Lab::heal`] brings it back.
+    pub fn link_down(&self, host: &str) -> Result<()> {
+        let port = self.port(host)?;
+        self.host(&port.node).sh(&format!("ip link set {} down", port.interface))?;
+        Ok(())
+    }
+
+    fn port(&self, host: &str) -> Result<&End> {
+        self.topology
+            .switch_port(host)
+            .with_context(|| format!("{host} is not on a switch"))
+    }
+
+    /// Captures on a host. The filter is `pcap-filter(7)`'s.
+    pub fn capture(&self, host: &str, device: &str, filter: &str) -> Result<Capture> {
+        Capture::start(self.host(host), device, filter)
+    }
+
+    /// Asks once by HTTP.
+    pub fn http(&self, client: &str, server: impl Into<IpAddr>, port: u16) -> Result<probe::Answer> {
+        probe::http(self.host(client), SocketAddr::new(server.into(), port))
+    }
+
+    /// Asks once by UDP.
+    pub fn udp(&self, client: &str, server: impl Into<IpAddr>, port: u16) -> Result<probe::Answer> {
+        probe::udp(self.host(client), SocketAddr::new(server.into(), port))
+    }
+
+    /// Starts a child of the lab in a host's namespace.
+    pub fn start_process(&self, host: &str, task: Task) -> Result<Arc<Process>> {
+        self.ground.start(Task {
+            netns: Some(self.ground.netns(host)),
+            ..task
+        })
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.ground.keep();
+        }
+        if self.ground.keeps() {
+            let logs = self.ground.dir().join("logs");
+            for (name, frr) in &self.routers {
+                for daemon in ["zebra", "bgpd"] {
+                    let copy = logs.join(format!("{name}-{daemon}.log"));
+                    let _ = std::fs::copy(frr.log(daemon), copy);
+                }
+            }
+        }
+        self.ground.teardown();
+    }
+}
+
+/// Where a pod is.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct PodPlace {
+    /// Its name.
+    pub name: String,
+    /// Its node.
+    pub node: String,
+    /// Its address.
+    pub address: IpAddr,
+}
+
+/// A Deployment of echo pods labelled `app=NAME`, with the ports that the echo
+/// server has by default.
+pub fn deployment(name: &str, replicas: u32, args: &[&str]) -> Value {
+    json!({
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": {"app": name}},
+            "template": {
+                "metadata": {"labels": {"app": name}},
+                "spec": {
+                    "terminationGracePeriodSeconds": 10,
+                    "topologySpreadConstraints": [{
+                        "maxSkew": 1,
+                        "topologyKey": "kubernetes.io/hostname",
+                        "whenUnsatisfiable": "ScheduleAnyway",
+                        "labelSelector": {"matchLabels": {"app": name}},
+                    }],
+                    "containers": [{
+                        "name": "echo",
+                        "image": ECHO,
+                        "args": args,
+                        "ports": [
+                            {"name": "http", "containerPort": 8080, "protocol": "TCP"},
+                            {"name": "udp", "containerPort": 8080, "protocol": "UDP"},
+                            {"name": "stream", "containerPort": 8081, "protocol": "TCP"},
+                        ],
+                    }],
+                },
+            },
+        },
+    })
+}
+
+/// A Service for such pods: HTTP on 80, UDP on 80, the stream port on 81.
+/// `spec` adds to its spec, or replaces parts of it.
+pub fn service(name: &str, app: &str, spec: &Value) -> Value {
+    let mut service = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "selector": {"app": app},
+            "ports": [
+                {"name": "http", "port": 80, "targetPort": 8080, "protocol": "TCP"},
+                {"name": "udp", "port": 80, "targetPort": 8080, "protocol": "UDP"},
+                {"name": "stream", "port": 81, "targetPort": 8081, "protocol": "TCP"},
+            ],
+        },
+    });
+    for (key, value) in spec.as_object().into_iter().flatten() {
+        service["spec"][key] = value.clone();
+    }
+    service
+}
+
+/// The lab's own program: this one, or the one built beside it.
+pub fn lab_program() -> Result<PathBuf> {
+    program("bellrock-lab", "BELLROCK_LAB_BIN")
+}
+
+/// A program of this workspace: named by an environment variable, or beside
+/// the running program, or one folder up (tests are one folder down).
+pub(crate) fn program(name: &str, variable: &str) -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(variable) {
+        let path = PathBuf::from(path);
+        ensure!(path.is_file(), "{variable}: {} is not there", path.display());
+        return Ok(path);
+    }
+    let own = std::env::current_exe()?;
+    own.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join(name))
+        .find(|path| path.is_file())
+        .with_context(|| {
+            format!("no `{name}` beside {}: build it, or set {variable}", own.display())
+        })
+}
+
+struct Steps<'a> {
+    say: &'a Say,
+    last: Instant,
+}
+
+impl<'a> Steps<'a> {
+    fn new(say: &'a Say) -> Self {
+        Self {
+            say,
+            last: Instant::now(),
+        }
+    }
+
+    fn done(&mut self, step: &str) {
+        let now = Instant::now();
+        let took = now.duration_since(self.last).as_secs_f32();
+        (self.say)(&format!("{step:<32} {took:5.1} s"));
+        self.last = now;
+    }
+}
+
+/// Makes the hosts, their cables, and runs their `exec` lines.
+fn wire(ground: &Ground, topology: &Topology) -> Result<BTreeMap<String, Netns>> {
+    let mut hosts = BTreeMap::new();
+    for (name, node) in &topology.nodes {
+        let host = Netns::named(&ground.netns(name))?;
+        match node.role {
+            Role::Switch => host.bridge(BRIDGE)?,
+            Role::Node | Role::Router => {
+                host.sh(
+                    "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0 \
+                     net.ipv4.conf.default.rp_filter=0",
+                )?;
+            }
+            Role::Client | Role::ControlPlane => {}
+        }
+        hosts.insert(name.clone(), host);
+    }
+    for link in &topology.links {
+        let (a, b) = (&link.a, &link.b);
+        veth(&hosts[&a.node], &a.interface, &hosts[&b.node], &b.interface)?;
+        for end in [a, b] {
+            if topology.nodes[&end.node].role == Role::Switch {
+                hosts[&end.node].sh(&format!("ip link set {} master {BRIDGE}", end.interface))?;
+            }
+        }
+    }
+    for (name, node) in &topology.nodes {
+        // Addresses first: routes of a group come before its nodes' own lines.
+        let (addresses, rest): (Vec<_>, Vec<_>) =
+            node.exec.iter().partition(|line| line.starts_with("ip addr "));
+        let lines: Vec<&str> = addresses.into_iter().chain(rest).map(String::as_str).collect();
+        if !lines.is_empty() {
+            hosts[name].sh(&lines.join("\n"))?;
+        }
+    }
+    Ok(hosts)
+}
+
+/// The first IPv4 address of each host's `eth1`, as the kernel has it.
+fn addresses(
+    hosts: &BTreeMap<String, Netns>,
+    topology: &Topology,
+) -> Result<BTreeMap<String, Ipv4Addr>> {
+    let mut addresses = BTreeMap::new();
+    for (name, node) in &topology.nodes {
+        if node.role == Role::Switch {
+            continue;
+        }
+        let text = hosts[name].sh("ip -j -4 addr show dev eth1")?;
+        let shown: Value = serde_json::from_str(&text)?;
+        let address = shown[0]["addr_info"][0]["local"]
+            .as_str()
+            .with_context(|| format!("{name} has no IPv4 address on eth1"))?;
+        addresses.insert(name.clone(), address.parse()?);
+    }
+    Ok(addresses)
+}
+
+async fn client(kubeconfig: &Path) -> Result<Client> {
+    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
+    Ok(Client::try_from(config)?)
+}
