@@ -1,10 +1,11 @@
 //! `BFDProfile`: timers for BFD sessions (RFC 5880).
 
-use kube::{CustomResource, KubeSchema};
+use kube::CustomResource;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Timers and modes of BFD sessions. Times are in milliseconds.
-#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[derive(CustomResource, JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[kube(
     group = "bellrock.dev",
     version = "v1beta1",

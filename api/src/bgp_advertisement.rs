@@ -1,5 +1,10 @@
 //! `BGPAdvertisement`: announce addresses to routers.
 
+#![allow(
+    unreachable_pub,
+    reason = "KubeSchema derives a public copy of the struct inside a function"
+)]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};

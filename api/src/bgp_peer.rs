@@ -1,5 +1,10 @@
 //! `BGPPeer`: a router that speakers hold a session with.
 
+#![allow(
+    unreachable_pub,
+    reason = "KubeSchema derives a public copy of the struct inside a function"
+)]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -175,7 +180,7 @@ pub enum DynamicAsn {
 }
 
 /// A Secret in the same namespace.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct SecretReference {
     /// Name of the Secret.

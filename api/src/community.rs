@@ -1,14 +1,20 @@
 //! `Community`: names for BGP communities, and how communities are written.
 
+#![allow(
+    unreachable_pub,
+    reason = "KubeSchema derives a public copy of the struct inside a function"
+)]
+
 use std::fmt;
 use std::str::FromStr;
 
 use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Aliases that a BGPAdvertisement may use in place of numbers.
 #[derive(
-    CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq,
+    CustomResource, JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq,
 )]
 #[kube(
     group = "bellrock.dev",

@@ -46,15 +46,18 @@ fn definitions() -> Vec<Value> {
     .collect()
 }
 
-/// Integer formats of Rust that the API server does not know are dropped, and whole numbers are
-/// written as such.
+/// Integer formats of Rust that the API server does not know are dropped, descriptions are
+/// unwrapped to one line a paragraph and freed of links, and whole numbers are written as such.
 fn tidy(value: Value) -> Value {
     match value {
         Value::Object(object) => Value::Object(
             object
                 .into_iter()
                 .filter(|(key, value)| !(key == "format" && unknown_format(value)))
-                .map(|(key, value)| (key, tidy(value)))
+                .map(|(key, value)| match value {
+                    Value::String(text) if key == "description" => (key, prose(&text).into()),
+                    value => (key, tidy(value)),
+                })
                 .collect::<Map<_, _>>(),
         ),
         Value::Array(items) => Value::Array(items.into_iter().map(tidy).collect()),
@@ -70,6 +73,36 @@ fn tidy(value: Value) -> Value {
         },
         other @ (Value::Null | Value::Bool(_) | Value::String(_)) => other,
     }
+}
+
+fn prose(doc: &str) -> String {
+    doc.split("\n\n")
+        .map(|paragraph| without_links(&paragraph.split_whitespace().collect::<Vec<_>>().join(" ")))
+        .collect::<Vec<_>>()
+        .join("\n\n")
+}
+
+/// ``[`Name`](target)`` and ``[`Name`]`` become `Name`.
+fn without_links(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("[`") {
+        plain.push_str(before);
+        let Some((name, after)) = after.split_once("`]") else {
+            rest = after;
+            break;
+        };
+        plain.push_str(name);
+        rest = match after
+            .strip_prefix('(')
+            .and_then(|target| target.split_once(')'))
+        {
+            Some((_, after)) => after,
+            None => after,
+        };
+    }
+    plain.push_str(rest);
+    plain
 }
 
 fn unknown_format(format: &Value) -> bool {

@@ -111,7 +111,7 @@ impl fmt::Display for Duration {
         let total = self.0.as_secs();
         let (hours, minutes, seconds) = (total / 3600, total / 60 % 60, total % 60);
         let nanos = self.0.subsec_nanos();
-        if total == 0 && nanos != 0 && nanos % 1_000_000 == 0 {
+        if total == 0 && nanos != 0 && nanos.is_multiple_of(1_000_000) {
             return write!(f, "{}ms", nanos / 1_000_000);
         }
         if hours > 0 {

@@ -1,14 +1,15 @@
 //! `L2Advertisement`: announce addresses on the local segment, by ARP and NDP.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use kube::{CustomResource, KubeSchema};
+use kube::CustomResource;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::selectors;
 
 /// Which addresses are announced on the local segment, from which nodes. An empty spec announces
 /// every address from every node.
-#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[derive(CustomResource, JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "bellrock.dev",
     version = "v1beta1",
@@ -81,7 +82,7 @@ pub struct L2AdvertisementSpec {
 }
 
 /// A soft preference for some nodes.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct PreferredNodeSelector {
     /// How much the preference counts.

@@ -16,6 +16,11 @@
 //! (the order of two IPv6 addresses, overlapping pools) is checked by [`address`] and by the
 //! controller, with a [`reason`].
 
+#![allow(
+    clippy::duplicated_attributes,
+    reason = "each printcolumn repeats the keys of the others"
+)]
+
 pub mod address;
 pub mod annotations;
 pub mod bfd_profile;

@@ -1,7 +1,7 @@
 //! `SpeakerStatus`: what one speaker sees and does. One per node, named after it.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::{CustomResource, KubeSchema};
+use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +20,7 @@ pub const MAX_MESSAGE: usize = 1024;
 
 /// A SpeakerStatus has no spec: nobody configures it.
 #[derive(
-    CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq,
+    CustomResource, JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq,
 )]
 #[kube(
     group = "bellrock.dev",
@@ -62,7 +62,7 @@ pub const MAX_MESSAGE: usize = 1024;
 pub struct SpeakerStatusSpec {}
 
 /// What a speaker sees and does.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct SpeakerStatusStatus {
     /// The node.
@@ -115,7 +115,7 @@ pub struct SpeakerStatusStatus {
 }
 
 /// A network interface of the node.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct InterfaceStatus {
     /// Name of the interface.
@@ -136,7 +136,7 @@ pub struct InterfaceStatus {
 }
 
 /// A BGP session.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct SessionStatus {
     /// Name of the BGPPeer.
@@ -180,7 +180,7 @@ pub enum SessionState {
 }
 
 /// Whether the configuration in the API is the one in force.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct ConfigurationStatus {
     /// If not, the last good configuration is in force.
@@ -192,7 +192,7 @@ pub struct ConfigurationStatus {
 }
 
 /// How a speaker stands to an address of the local segment.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct AddressStatus {
     /// The address.
@@ -227,7 +227,7 @@ pub enum AddressState {
 }
 
 /// A Service that is not announced or forwarded here.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Refusal {
     /// Namespace of the Service.
@@ -274,7 +274,7 @@ pub enum RefusalProtocol {
 }
 
 /// The node's packet forwarding.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct ForwardingStatus {
     /// Whether the kernel carries the table that the plan wants.

@@ -1,5 +1,10 @@
 //! `VirtualIP`: one object per allocated address. Creating it is the lock.
 
+#![allow(
+    unreachable_pub,
+    reason = "KubeSchema derives a public copy of the struct inside a function"
+)]
+
 use std::fmt;
 use std::net::IpAddr;
 
@@ -62,7 +67,7 @@ pub struct VirtualIPSpec {
 
 /// A Service's hold on an address. Matched by namespace and name, so that it outlives a backup and
 /// restore, which bring a new uid.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Claim {
     /// Namespace of the Service.
@@ -91,7 +96,7 @@ pub struct Claim {
 
 /// A port of an address.
 #[derive(
-    KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash,
+    JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash,
 )]
 #[serde(rename_all = "camelCase")]
 pub struct PortClaim {
@@ -146,7 +151,7 @@ impl fmt::Display for Protocol {
 }
 
 /// Where the controller wants an address to live on the local segment.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct L2Placement {
     /// The node that should answer.
@@ -164,7 +169,7 @@ pub struct L2Placement {
 }
 
 /// What the owning speaker says about an address.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct VirtualIPStatus {
     /// The node that answers for the address on the local segment.
