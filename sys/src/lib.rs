@@ -4,7 +4,9 @@
 //! - [`packet`]: frames of one interface, behind a filter in the kernel.
 //! - [`wait`]: waiting for several sockets, and being woken by a thread.
 //! - [`clock`]: the clock that goes on while the machine sleeps.
+//! - [`netlink_buffers`]: socket buffers for large netlink batches.
 
 pub mod clock;
+pub mod netlink_buffers;
 pub mod packet;
 pub mod wait;

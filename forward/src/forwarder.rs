@@ -1,0 +1,456 @@
+//! The forwarder: Services in, the table in the kernel in step.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tracing::{info, warn};
+
+use crate::content::{self, Entry, Value};
+use crate::diff;
+use crate::error::Error;
+use crate::model::{Node, Service, ServiceKey};
+use crate::netlink::encode::Prelude;
+use crate::state::{self, Change, State};
+use crate::table::{Done, Refusal, Table, There};
+
+/// The most Services of one batch.
+const BATCH_SERVICES: usize = 1_000;
+
+/// What one call did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Services in force as they were asked for.
+    pub programmed: usize,
+    /// Services that are not, now or since an earlier call, with a sentence
+    /// that says why. What was in force of them before stays in force.
+    pub refused: BTreeMap<ServiceKey, String>,
+    /// Batches that the kernel carried out.
+    pub batches: usize,
+    /// Elements added, those that replace others included.
+    pub elements_added: usize,
+    /// Elements deleted, those that are replaced included.
+    pub elements_deleted: usize,
+}
+
+/// Keeps the table `inet bellrock` of the network namespace in which it was
+/// opened in step with the Services that it is told.
+///
+/// Calls block, for as long as the kernel takes and 2 ms more when something
+/// is deleted. Dropping it leaves the table as it is: forwarding goes on.
+#[derive(Debug)]
+pub struct Forwarder {
+    table: Table,
+    state: State,
+    /// The kernel, or we ourselves, refused these as they were last asked for.
+    refused: BTreeMap<Arc<ServiceKey>, String>,
+    synced: Synced,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Synced {
+    /// Nothing is known of what should be.
+    Never,
+    /// The kernel may not be as we think.
+    Unsure,
+    Yes,
+}
+
+impl Forwarder {
+    /// Opens a socket in the network namespace of the calling thread. The
+    /// table is neither read nor changed before [`Forwarder::sync`].
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] with `EPERM` without `CAP_NET_ADMIN`, or where the
+    /// kernel has no nftables; [`Error::Socket`].
+    pub fn open() -> Result<Self, Error> {
+        Ok(Self {
+            table: Table::open()?,
+            state: State::default(),
+            refused: BTreeMap::new(),
+            synced: Synced::Never,
+        })
+    }
+
+    /// Makes the table carry exactly these Services: reads what is there,
+    /// keeps what fits, adds what is missing, and then removes what is left
+    /// over. Call it once all Services are known: until then the table that
+    /// an earlier process left carries on. A table of another version is
+    /// replaced in one transaction.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] and others if the table could not be read or changed
+    /// for a reason that is not one Service's. Some of the content may be in
+    /// force then; call again.
+    pub fn sync(
+        &mut self,
+        node: &Node,
+        services: &BTreeMap<ServiceKey, Service>,
+    ) -> Result<Report, Error> {
+        self.table.done = Done::default();
+        let wanted = services
+            .iter()
+            .map(|(key, service)| (Arc::new(key.clone()), Arc::new(service.clone())))
+            .collect();
+        self.resync(node.clone(), wanted)?;
+        Ok(self.report())
+    }
+
+    /// Changes some Services; `None` takes one away. Work is in proportion to
+    /// the change. If the table turns out not to be as it was left, this
+    /// becomes a [`Forwarder::sync`].
+    ///
+    /// # Errors
+    /// [`Error::NotSynced`] before the first [`Forwarder::sync`]; otherwise as
+    /// there. Call again with the same changes.
+    pub fn apply(
+        &mut self,
+        changes: BTreeMap<ServiceKey, Option<Service>>,
+    ) -> Result<Report, Error> {
+        self.table.done = Done::default();
+        let changes: Vec<Change> = changes
+            .into_iter()
+            .map(|(key, service)| (Arc::new(key), service.map(Arc::new)))
+            .collect();
+        match self.synced {
+            Synced::Never => return Err(Error::NotSynced),
+            Synced::Unsure => self.resync_with(&changes)?,
+            Synced::Yes => {
+                if let Err(error) = self.change(&changes) {
+                    warn!(%error, "the table is not as it was left: reading it again");
+                    self.resync_with(&changes)?;
+                }
+            }
+        }
+        Ok(self.report())
+    }
+
+    /// Changes what the node contributes. New pod networks cost one small
+    /// batch; new addresses for node ports are in the content of every Service
+    /// that has node ports.
+    ///
+    /// # Errors
+    /// As [`Forwarder::apply`].
+    pub fn set_node(&mut self, node: &Node) -> Result<Report, Error> {
+        self.table.done = Done::default();
+        match self.synced {
+            Synced::Never => return Err(Error::NotSynced),
+            Synced::Yes if *node == *self.state.node() => {}
+            Synced::Yes if node.node_port_addresses == self.state.node().node_port_addresses => {
+                let mut ops = Vec::new();
+                self.state.change_networks(node.clone(), &mut ops);
+                if self.commit(Prelude::None, ops).is_err() {
+                    self.resync(node.clone(), self.state.services().clone())?;
+                }
+            }
+            Synced::Yes => {
+                let there = There::Ours(self.state.whole());
+                if self
+                    .bring(there, node, self.state.services().clone())
+                    .is_err()
+                {
+                    self.resync(node.clone(), self.state.services().clone())?;
+                }
+            }
+            Synced::Unsure => self.resync(node.clone(), self.state.services().clone())?,
+        }
+        Ok(self.report())
+    }
+
+    /// Whether someone else has changed or removed the table since the last
+    /// call; then [`Forwarder::sync`] puts it right. Cheap enough for twice a
+    /// second: two small messages while no one changes any ruleset in the
+    /// namespace, a look at the table's chains and rules otherwise. Changes
+    /// of elements are seen where the kernel counts them (Linux 6.17), and
+    /// those that leave the count alone only by [`Forwarder::sync`].
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the table could not be read.
+    pub fn check(&mut self) -> Result<bool, Error> {
+        match self.synced {
+            Synced::Never => Ok(false),
+            Synced::Unsure => Ok(true),
+            Synced::Yes => {
+                let changed = self.table.changed_by_other()?;
+                if changed {
+                    self.synced = Synced::Unsure;
+                }
+                Ok(changed)
+            }
+        }
+    }
+
+    /// Removes the table, and with it all forwarding: for uninstalling.
+    /// Connections that are open go on, since the kernel's connection
+    /// tracking carries them.
+    ///
+    /// # Errors
+    /// As [`Forwarder::open`].
+    pub fn remove_table() -> Result<(), Error> {
+        Table::open()?.remove()
+    }
+
+    fn report(&self) -> Report {
+        let refused: BTreeMap<ServiceKey, String> = self
+            .state
+            .conflicts()
+            .map(|(key, why)| (key.clone(), why))
+            .chain(
+                self.refused
+                    .iter()
+                    .map(|(key, why)| (key.as_ref().clone(), why.clone())),
+            )
+            .collect();
+        let services = self.state.services();
+        Report {
+            programmed: services
+                .keys()
+                .filter(|key| !refused.contains_key(key.as_ref()))
+                .count(),
+            refused,
+            batches: self.table.done.batches,
+            elements_added: self.table.done.added,
+            elements_deleted: self.table.done.deleted,
+        }
+    }
+
+    /// Reads the table and makes it carry what is in force and these changes.
+    fn resync_with(&mut self, changes: &[Change]) -> Result<(), Error> {
+        let mut wanted = self.state.services().clone();
+        for (key, service) in changes {
+            match service {
+                Some(service) => wanted.insert(key.clone(), service.clone()),
+                None => wanted.remove(key),
+            };
+        }
+        self.resync(self.state.node().clone(), wanted)
+    }
+
+    /// Reads the table and makes it carry exactly these Services.
+    fn resync(
+        &mut self,
+        node: Node,
+        wanted: BTreeMap<Arc<ServiceKey>, Arc<Service>>,
+    ) -> Result<(), Error> {
+        if self.synced == Synced::Yes {
+            self.synced = Synced::Unsure;
+        }
+        let there = self.table.read()?;
+        self.bring(there, &node, wanted)
+            .map_err(|refusal| match refusal {
+                Refusal::Stale(error) | Refusal::Other(error) => error,
+                Refusal::Services { .. } => Error::NoAnswer,
+            })
+    }
+
+    /// From what is there to exactly these Services.
+    fn bring(
+        &mut self,
+        there: There,
+        node: &Node,
+        mut wanted: BTreeMap<Arc<ServiceKey>, Arc<Service>>,
+    ) -> Result<(), Refusal> {
+        let (prelude, mut there) = match there {
+            There::Nothing => (Prelude::Create, BTreeMap::new()),
+            There::Ours(content) => (Prelude::None, content),
+            There::Different(why) => {
+                info!(why, "replacing the table");
+                (Prelude::Replace, BTreeMap::new())
+            }
+        };
+        let mut refused = BTreeMap::new();
+        for (key, service) in &mut wanted {
+            if let Some(why) = content::refusal(node, service) {
+                refused.insert(key.clone(), sentence(&why));
+            }
+        }
+        // In place of a Service that is refused, what was in force of it.
+        let before = self.state.services().clone();
+        let fall_back = |key: &Arc<ServiceKey>, tried: &Arc<Service>| {
+            before
+                .get(key)
+                .filter(|old| **old != *tried && content::refusal(node, old).is_none())
+        };
+        for key in refused.keys() {
+            let Some(tried) = wanted.remove(key) else {
+                continue;
+            };
+            if let Some(old) = fall_back(key, &tried) {
+                wanted.insert(key.clone(), old.clone());
+            }
+        }
+
+        let mut state = State::new(node.clone());
+        let mut ops = Vec::new();
+        let networks = |entry: &Entry| matches!(entry, Entry::Network(..));
+        let old: Vec<(Entry, Value)> = there.extract_if(.., |entry, _| networks(entry)).collect();
+        diff::of_node(&old, &content::of_node(node), &mut ops);
+        if prelude != Prelude::Replace {
+            self.commit(prelude, std::mem::take(&mut ops))?;
+        }
+
+        // Batches of their own, unless the table is replaced: then all at once.
+        let limit = self.table.batch_limit();
+        let mut wanted = wanted.into_iter().peekable();
+        let mut first = true;
+        while wanted.peek().is_some() || (first && prelude == Prelude::Replace) {
+            first = false;
+            let mut chunk: Vec<Change> = Vec::new();
+            let mut weight = 0;
+            while let Some((key, service)) = wanted.next_if(|(_, service)| {
+                prelude == Prelude::Replace
+                    || chunk.is_empty()
+                    || (chunk.len() < BATCH_SERVICES && weight + size(node, service) <= limit)
+            }) {
+                weight += size(node, &service);
+                chunk.push((key, Some(service)));
+            }
+            loop {
+                let mut all = ops.clone();
+                let undo = state.change(&chunk, &mut all);
+                let (all, used) = state::adopt(all, &there);
+                let prelude = if prelude == Prelude::Replace {
+                    prelude
+                } else {
+                    Prelude::None
+                };
+                match self.commit(prelude, all) {
+                    Ok(()) => {
+                        for entry in used {
+                            there.remove(&entry);
+                        }
+                        break;
+                    }
+                    Err(Refusal::Services { sentences, .. }) => {
+                        state.change(&undo, &mut Vec::new());
+                        for (key, why) in sentences {
+                            warn!(service = %key, why, "Service refused");
+                            let tried = chunk
+                                .extract_if(.., |(k, _)| *k == key)
+                                .find_map(|(_, service)| service);
+                            let old = tried.and_then(|tried| fall_back(&key, &tried).cloned());
+                            if let Some(old) = old
+                                && !refused.contains_key(&key)
+                            {
+                                chunk.push((key.clone(), Some(old)));
+                            }
+                            refused.insert(key, why);
+                        }
+                    }
+                    Err(other) => return Err(other),
+                }
+            }
+        }
+        self.commit(Prelude::None, state::leftovers(&there))?;
+        self.state = state;
+        self.refused = refused;
+        self.synced = Synced::Yes;
+        Ok(())
+    }
+
+    /// Carries out changes on a table that is as we left it.
+    fn change(&mut self, changes: &[Change]) -> Result<(), Error> {
+        let limit = self.table.batch_limit();
+        let mut rest = changes;
+        while !rest.is_empty() {
+            let mut weight = 0;
+            let count = rest
+                .iter()
+                .take(BATCH_SERVICES)
+                .take_while(|(key, service)| {
+                    weight += [service.as_ref(), self.state.services().get(key)]
+                        .into_iter()
+                        .flatten()
+                        .map(|service| size(self.state.node(), service))
+                        .sum::<usize>();
+                    weight <= limit
+                })
+                .count()
+                .max(1);
+            let (chunk, after) = rest.split_at(count);
+            rest = after;
+            self.change_chunk(chunk.to_vec())?;
+        }
+        Ok(())
+    }
+
+    fn change_chunk(&mut self, mut chunk: Vec<Change>) -> Result<(), Error> {
+        chunk.retain(|(key, service)| {
+            let why = service
+                .as_ref()
+                .and_then(|s| content::refusal(self.state.node(), s));
+            match why {
+                Some(why) => {
+                    self.refused.insert(key.clone(), sentence(&why));
+                    false
+                }
+                None => true,
+            }
+        });
+        loop {
+            let mut ops = Vec::new();
+            let undo = self.state.change(&chunk, &mut ops);
+            match self.commit(Prelude::None, ops) {
+                Ok(()) => {
+                    for (key, _) in &chunk {
+                        self.refused.remove(key);
+                    }
+                    return Ok(());
+                }
+                Err(refusal) => {
+                    self.state.change(&undo, &mut Vec::new());
+                    let sentences = match refusal {
+                        Refusal::Services {
+                            sentences,
+                            stale: false,
+                        } => sentences,
+                        Refusal::Services { .. } => return Err(Error::NoAnswer),
+                        Refusal::Stale(error) | Refusal::Other(error) => return Err(error),
+                    };
+                    let before = chunk.len();
+                    chunk.retain(|(key, _)| !sentences.contains_key(key));
+                    if chunk.len() == before {
+                        // A Service that did not change: only the whole helps.
+                        return Err(Error::NoAnswer);
+                    }
+                    for (key, why) in sentences {
+                        warn!(service = %key, why, "Service refused");
+                        self.refused.insert(key, why);
+                    }
+                }
+            }
+        }
+    }
+
+    fn commit(&mut self, prelude: Prelude, ops: Vec<diff::Op>) -> Result<(), Refusal> {
+        let result = self.table.commit(prelude, ops);
+        if result.is_err() && self.synced == Synced::Yes {
+            self.synced = Synced::Unsure;
+        }
+        result
+    }
+}
+
+fn sentence(why: &str) -> String {
+    let mut sentence = why.to_owned();
+    if let Some(first) = sentence.get_mut(..1) {
+        first.make_ascii_uppercase();
+    }
+    sentence.push('.');
+    sentence
+}
+
+/// About how many operations a Service is, at the most.
+fn size(node: &Node, service: &Service) -> usize {
+    let ranges = service.source_ranges.len();
+    content::fronts(node, service)
+        .map(|(_, port, _)| {
+            let endpoints = port.endpoints.len() + port.local_endpoints.len();
+            let slots = if service.affinity {
+                16 * endpoints + 128
+            } else {
+                endpoints
+            };
+            4 + slots + ranges
+        })
+        .sum()
+}
