@@ -1,0 +1,65 @@
+{{- define "bellrock.fullname" -}}
+{{- if contains "bellrock" .Release.Name -}}
+{{ .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- else -}}
+{{ printf "%s-bellrock" .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- end -}}
+{{- end -}}
+
+{{- define "bellrock.controller" -}}
+{{ include "bellrock.fullname" . }}-controller
+{{- end -}}
+
+{{- define "bellrock.speaker" -}}
+{{ include "bellrock.fullname" . }}-speaker
+{{- end -}}
+
+{{- define "bellrock.l2Secret" -}}
+{{ .Values.l2.existingSecret | default (printf "%s-l2" (include "bellrock.fullname" .)) }}
+{{- end -}}
+
+{{- define "bellrock.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+
+{{- define "bellrock.selector" -}}
+app.kubernetes.io/name: bellrock
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "bellrock.labels" -}}
+{{ include "bellrock.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "bellrock.logEnv" -}}
+- name: BELLROCK_LOG
+  value: {{ .Values.logLevel | quote }}
+- name: BELLROCK_LOG_FORMAT
+  value: {{ .Values.logFormat | quote }}
+{{- end -}}
+
+{{- define "bellrock.probes" -}}
+livenessProbe:
+  httpGet: {path: /healthz, port: {{ . }}}
+  periodSeconds: 10
+  failureThreshold: 6
+readinessProbe:
+  httpGet: {path: /readyz, port: {{ . }}}
+  periodSeconds: 5
+{{- end -}}
+
+{{- define "bellrock.scheduling" -}}
+priorityClassName: {{ .priorityClassName }}
+{{- with .nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
