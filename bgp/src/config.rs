@@ -20,7 +20,9 @@ pub enum Error {
     #[error("hold time {0:?}: it must be 0 or 3 to 65535 seconds")]
     HoldTime(Duration),
     /// RFC 4271 section 4.4.
-    #[error("keepalive time {keepalive:?}: it must be at least 1 s and below the hold time {hold:?}")]
+    #[error(
+        "keepalive time {keepalive:?}: it must be at least 1 s and below the hold time {hold:?}"
+    )]
     KeepaliveTime {
         /// As configured.
         keepalive: Duration,
@@ -151,7 +153,10 @@ impl PeerConfig {
         if let Some(address) = self.source
             && address.is_ipv4() != self.address.is_ipv4()
         {
-            return Err(Error::SourceFamily { peer: self.address, address });
+            return Err(Error::SourceFamily {
+                peer: self.address,
+                address,
+            });
         }
         Ok(())
     }
@@ -163,9 +168,7 @@ impl PeerConfig {
 }
 
 /// What is announced about a prefix.
-#[derive(
-    Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Attributes {
     /// Next hop; `None` means our own address on the session, which must be
     /// of the prefix's family.
@@ -195,17 +198,29 @@ mod tests {
             (|c| c.local_asn = 0, Error::ZeroAsn),
             (|c| c.peer_asn = PeerAsn::Exact(0), Error::ZeroAsn),
             (|c| c.router_id = Ipv4Addr::UNSPECIFIED, Error::ZeroRouterId),
-            (|c| c.hold_time = Duration::from_secs(2), Error::HoldTime(seconds(2))),
+            (
+                |c| c.hold_time = Duration::from_secs(2),
+                Error::HoldTime(seconds(2)),
+            ),
             (
                 |c| c.hold_time = Duration::from_millis(500),
                 Error::HoldTime(Duration::from_millis(500)),
             ),
-            (|c| c.hold_time = Duration::from_secs(65536), Error::HoldTime(seconds(65536))),
+            (
+                |c| c.hold_time = Duration::from_secs(65536),
+                Error::HoldTime(seconds(65536)),
+            ),
             (
                 |c| c.keepalive_time = Some(Duration::from_secs(90)),
-                Error::KeepaliveTime { keepalive: seconds(90), hold: seconds(90) },
+                Error::KeepaliveTime {
+                    keepalive: seconds(90),
+                    hold: seconds(90),
+                },
             ),
-            (|c| c.connect_retry = Duration::ZERO, Error::ConnectRetry(Duration::ZERO)),
+            (
+                |c| c.connect_retry = Duration::ZERO,
+                Error::ConnectRetry(Duration::ZERO),
+            ),
             (
                 |c| c.source = Some("2001:db8::1".parse().unwrap()),
                 Error::SourceFamily {

@@ -1,5 +1,8 @@
 //! The driver: one task a peer, which alone has the clock and the socket.
-#![allow(clippy::disallowed_methods, reason = "the driver is where the clock is read")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the driver is where the clock is read"
+)]
 
 use std::collections::BTreeMap;
 use std::future::{Future, pending};
@@ -52,15 +55,16 @@ impl Peer {
     ///
     /// # Errors
     /// What [`PeerConfig::validate`] refuses.
-    pub fn spawn(
-        config: PeerConfig,
-        routes: BTreeMap<IpNet, Attributes>,
-    ) -> Result<Self, Error> {
+    pub fn spawn(config: PeerConfig, routes: BTreeMap<IpNet, Attributes>) -> Result<Self, Error> {
         config.validate()?;
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let (sender, status) = watch::channel(PeerStatus::new(SystemTime::now()));
         let task = tokio::spawn(Task::new(config, routes, inbox, sender).run());
-        Ok(Self { commands, status, task })
+        Ok(Self {
+            commands,
+            status,
+            task,
+        })
     }
 
     /// The peer should have this route; replaces the one for the same prefix.
@@ -178,7 +182,9 @@ impl Task {
                     self.command(command);
                     // Changes that wait behind it share its UPDATEs.
                     for _ in 1..COMMANDS {
-                        let Ok(command) = self.inbox.try_recv() else { break };
+                        let Ok(command) = self.inbox.try_recv() else {
+                            break;
+                        };
                         self.command(command);
                     }
                 }
@@ -393,7 +399,9 @@ impl Task {
     /// Builds UPDATEs, only as many as the peer is likely to take soon.
     fn fill(&mut self) {
         while self.out.len() < OUT_LOW {
-            let Some(update) = self.rib.next_update() else { return };
+            let Some(update) = self.rib.next_update() else {
+                return;
+            };
             self.send(&Message::Update(update));
         }
     }

@@ -190,13 +190,28 @@ impl Fsm {
 
     /// How the next message is to be read.
     pub fn context(&self) -> Context {
-        self.session().map_or(Context { four_octet_as: true, internal: false }, |s| s.context)
+        self.session().map_or(
+            Context {
+                four_octet_as: true,
+                internal: false,
+            },
+            |s| s.context,
+        )
     }
 
     /// When to call `handle` with [`Input::Tick`] at the latest.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let Timers { idle_hold, connect_retry, hold, keepalive, send_hold } = self.timers;
-        [idle_hold, connect_retry, hold, keepalive, send_hold].into_iter().flatten().min()
+        let Timers {
+            idle_hold,
+            connect_retry,
+            hold,
+            keepalive,
+            send_hold,
+        } = self.timers;
+        [idle_hold, connect_retry, hold, keepalive, send_hold]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// What is to be done next.
@@ -239,7 +254,10 @@ impl Fsm {
                     self.config.router_id,
                 );
                 self.send(Message::Open(open));
-                self.timers = Timers { hold: Some(now + OPEN_HOLD), ..Timers::default() };
+                self.timers = Timers {
+                    hold: Some(now + OPEN_HOLD),
+                    ..Timers::default()
+                };
                 Inner::OpenSent { local }
             }
             Input::TcpFailed(failure) => self.retry_later(failure, now),
@@ -315,7 +333,10 @@ impl Fsm {
                 self.timers.hold = session.hold_time.map(|hold| now + hold);
                 self.timers.send_hold = Some(now + send_hold(&session));
                 self.outputs.push_back(Output::Up(session.clone()));
-                Inner::Established { session, since: now }
+                Inner::Established {
+                    session,
+                    since: now,
+                }
             }
             Input::Received(Message::Notification(notification)) => {
                 self.fail(DownReason::NotificationReceived(notification), None, now)
@@ -362,9 +383,7 @@ impl Fsm {
                 self.fail(DownReason::NotificationReceived(notification), None, now)
             }
             // RFC 6608
-            Input::Received(Message::Open(_)) => {
-                self.protocol_error(Notification::new(5, 3), now)
-            }
+            Input::Received(Message::Open(_)) => self.protocol_error(Notification::new(5, 3), now),
             Input::Malformed(notification) => self.protocol_error(notification, now),
             Input::Tick => match self.tick(&session, now) {
                 Ok(()) => Inner::Established { session, since },
@@ -401,10 +420,17 @@ impl Fsm {
 
     /// Checks an OPEN against the configuration (RFC 4271 section 6.2).
     fn negotiate(&self, local: IpAddr, open: &Open) -> Result<Session, (DownReason, Notification)> {
-        let PeerConfig { local_asn, peer_asn: expected, .. } = self.config;
+        let PeerConfig {
+            local_asn,
+            peer_asn: expected,
+            ..
+        } = self.config;
         let peer_asn = open.asn();
         if !expected.accepts(peer_asn, local_asn) {
-            let reason = DownReason::BadPeerAs { got: peer_asn, expected };
+            let reason = DownReason::BadPeerAs {
+                got: peer_asn,
+                expected,
+            };
             return Err((reason, Notification::new(2, 2)));
         }
         let internal = peer_asn == local_asn;
@@ -418,14 +444,23 @@ impl Fsm {
             peer_asn,
             peer_router_id: open.router_id,
             hold_time: (hold > 0).then(|| Duration::from_secs(hold.into())),
-            families: Family::ALL.into_iter().filter(|family| open.has_family(*family)).collect(),
-            context: Context { four_octet_as: open.four_octet_asn().is_some(), internal },
+            families: Family::ALL
+                .into_iter()
+                .filter(|family| open.has_family(*family))
+                .collect(),
+            context: Context {
+                four_octet_as: open.four_octet_asn().is_some(),
+                internal,
+            },
         })
     }
 
     fn keepalive_at(&mut self, session: &Session, now: Instant) -> Option<Instant> {
         let third = session.hold_time? / 3;
-        let interval = self.config.keepalive_time.map_or(third, |configured| configured.min(third));
+        let interval = self
+            .config
+            .keepalive_time
+            .map_or(third, |configured| configured.min(third));
         Some(now + self.jitter.of(interval).max(KEEPALIVE_MIN))
     }
 
@@ -435,15 +470,22 @@ impl Fsm {
 
     fn begin(&mut self, now: Instant) -> Inner {
         let retry = self.config.connect_retry;
-        self.timers = Timers { connect_retry: Some(now + retry), ..Timers::default() };
+        self.timers = Timers {
+            connect_retry: Some(now + retry),
+            ..Timers::default()
+        };
         self.outputs.push_back(Output::Connect);
         Inner::Connect
     }
 
     fn retry_later(&mut self, failure: TcpFailure, now: Instant) -> Inner {
-        self.outputs.push_back(Output::Down(DownReason::Tcp(failure)));
+        self.outputs
+            .push_back(Output::Down(DownReason::Tcp(failure)));
         let retry = now + self.jitter.of(self.config.connect_retry);
-        self.timers = Timers { connect_retry: Some(retry), ..Timers::default() };
+        self.timers = Timers {
+            connect_retry: Some(retry),
+            ..Timers::default()
+        };
         Inner::Active
     }
 
@@ -493,14 +535,21 @@ fn due(timer: Option<Instant>, now: Instant) -> bool {
 
 /// RFC 9687 section 3.1: 8 minutes or twice the hold time, what is longer.
 fn send_hold(session: &Session) -> Duration {
-    session.hold_time.map_or(SEND_HOLD_MIN, |hold| (hold * 2).max(SEND_HOLD_MIN))
+    session
+        .hold_time
+        .map_or(SEND_HOLD_MIN, |hold| (hold * 2).max(SEND_HOLD_MIN))
 }
 
 /// The family to send again. A request for one that was not negotiated, or
 /// with a subtype that was not (RFC 7313), is ignored.
 fn wanted(refresh: RouteRefresh, session: &Session) -> Option<Family> {
     let named = |family: &&Family| (family.afi(), family.safi()) == (refresh.afi, refresh.safi);
-    session.families.iter().find(named).copied().filter(|_| refresh.subtype == 0)
+    session
+        .families
+        .iter()
+        .find(named)
+        .copied()
+        .filter(|_| refresh.subtype == 0)
 }
 
 /// SplitMix64: enough to keep sessions out of step.

@@ -100,10 +100,16 @@ impl fmt::Display for DownReason {
                 write!(f, "connection timed out: no answer within {after:?}")
             }
             Self::HoldTimerExpired(after) => {
-                write!(f, "hold timer expired: nothing heard from the peer for {after:?}")
+                write!(
+                    f,
+                    "hold timer expired: nothing heard from the peer for {after:?}"
+                )
             }
             Self::SendHoldTimerExpired(after) => {
-                write!(f, "send hold timer expired: the peer read nothing for {after:?}")
+                write!(
+                    f,
+                    "send hold timer expired: the peer read nothing for {after:?}"
+                )
             }
             Self::NotificationReceived(notification) => {
                 write!(f, "the peer ended the session: {notification}")

@@ -150,12 +150,20 @@ impl AdjRibOut {
     }
 
     fn unqueue(&mut self, prefix: &IpNet) {
-        if let Some(count) = self.refused.remove(prefix).and_then(|r| self.refusals.get_mut(&r)) {
+        if let Some(count) = self
+            .refused
+            .remove(prefix)
+            .and_then(|r| self.refusals.get_mut(&r))
+        {
             *count -= 1;
         }
         // A route that was refused after one that was sent has a withdrawal
         // pending although it is wanted.
-        for change in self.change(prefix).into_iter().chain([Change::Withdraw(family(prefix))]) {
+        for change in self
+            .change(prefix)
+            .into_iter()
+            .chain([Change::Withdraw(family(prefix))])
+        {
             if let Some(prefixes) = self.pending.get_mut(&change) {
                 prefixes.remove(prefix);
                 if prefixes.is_empty() {
@@ -219,15 +227,14 @@ impl AdjRibOut {
     pub fn next_update(&mut self) -> Option<Update> {
         while let Some((change, mut prefixes)) = self.pending.pop_first() {
             let update = match &change {
-                Change::Withdraw(family) => {
-                    Some(take(MAX_LEN - frame_len(*family), &mut prefixes)).map(|gone| {
+                Change::Withdraw(family) => Some(take(MAX_LEN - frame_len(*family), &mut prefixes))
+                    .map(|gone| {
                         for prefix in &gone {
                             let old = self.sent.remove(prefix);
                             self.forget(old);
                         }
                         withdrawal(*family, &gone)
-                    })
-                }
+                    }),
                 Change::Announce(family, attributes) => match self.build(*family, attributes) {
                     Ok((update, room)) => Some(take(room, &mut prefixes)).map(|new| {
                         for prefix in &new {
@@ -268,7 +275,10 @@ impl AdjRibOut {
     /// An UPDATE with these attributes and no prefix yet, and the octets that
     /// are left for prefixes.
     fn build(&self, family: Family, attributes: &Attributes) -> Result<(Update, usize), Refusal> {
-        let session = self.session.as_ref().filter(|session| session.families.contains(&family));
+        let session = self
+            .session
+            .as_ref()
+            .filter(|session| session.families.contains(&family));
         let session = session.ok_or(Refusal::FamilyNotNegotiated)?;
         let next_hop = attributes.next_hop.unwrap_or(session.local);
         if Family::of(next_hop) != family {
@@ -278,14 +288,16 @@ impl AdjRibOut {
             return Err(Refusal::NextHopIsPeer);
         }
         let internal = session.context.internal;
-        let own = || Segment { kind: SegmentKind::Sequence, asns: vec![session.local_asn] };
+        let own = || Segment {
+            kind: SegmentKind::Sequence,
+            asns: vec![session.local_asn],
+        };
         let mut update = Update {
             attributes: PathAttributes {
                 origin: Some(Origin::Igp),
                 as_path: Some(if internal { Vec::new() } else { vec![own()] }),
                 next_hop: None,
-                local_pref: internal
-                    .then_some(attributes.local_pref.unwrap_or(DEFAULT_LOCAL_PREF)),
+                local_pref: internal.then_some(attributes.local_pref.unwrap_or(DEFAULT_LOCAL_PREF)),
                 communities: attributes.communities.iter().copied().collect(),
             },
             ..Update::default()
@@ -293,7 +305,11 @@ impl AdjRibOut {
         match next_hop {
             IpAddr::V4(next_hop) => update.attributes.next_hop = Some(next_hop),
             IpAddr::V6(next_hop) => {
-                update.reach = Some(Reach { next_hop, link_local: None, prefixes: Vec::new() });
+                update.reach = Some(Reach {
+                    next_hop,
+                    link_local: None,
+                    prefixes: Vec::new(),
+                });
             }
         }
         let mut octets = Vec::new();
@@ -347,7 +363,9 @@ fn frame_len(family: Family) -> usize {
 fn take(mut room: usize, prefixes: &mut BTreeSet<IpNet>) -> Vec<IpNet> {
     let mut taken = Vec::new();
     while let Some(prefix) = prefixes.first() {
-        let Some(left) = room.checked_sub(wire_len(prefix.prefix_len())) else { break };
+        let Some(left) = room.checked_sub(wire_len(prefix.prefix_len())) else {
+            break;
+        };
         room = left;
         taken.extend(prefixes.pop_first());
     }
@@ -368,10 +386,14 @@ fn split(prefixes: &[IpNet]) -> (Vec<ipnet::Ipv4Net>, Vec<ipnet::Ipv6Net>) {
 fn withdrawal(family: Family, prefixes: &[IpNet]) -> Update {
     let (withdrawn, prefixes) = split(prefixes);
     match family {
-        Family::Ipv4Unicast => Update { withdrawn, ..Update::default() },
-        Family::Ipv6Unicast => {
-            Update { unreach: Some(Unreach { prefixes }), ..Update::default() }
-        }
+        Family::Ipv4Unicast => Update {
+            withdrawn,
+            ..Update::default()
+        },
+        Family::Ipv6Unicast => Update {
+            unreach: Some(Unreach { prefixes }),
+            ..Update::default()
+        },
     }
 }
 

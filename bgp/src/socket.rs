@@ -38,7 +38,9 @@ pub(crate) async fn connect(config: PeerConfig) -> io::Result<TcpStream> {
     if let Some(source) = config.source {
         socket.bind(&SocketAddr::new(source, 0).into())?;
     }
-    TcpSocket::from_std_stream(socket.into()).connect(peer).await
+    TcpSocket::from_std_stream(socket.into())
+        .connect(peer)
+        .await
 }
 
 /// Sends what is left, says that nothing follows, and waits until the peer has

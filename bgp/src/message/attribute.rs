@@ -127,7 +127,10 @@ impl Outcome {
 
     pub(super) fn any_but_unreach(&self) -> bool {
         let unreach = usize::from(MP_UNREACH);
-        self.seen.iter().enumerate().any(|(kind, seen)| *seen && kind != unreach)
+        self.seen
+            .iter()
+            .enumerate()
+            .any(|(kind, seen)| *seen && kind != unreach)
     }
 }
 
@@ -137,7 +140,10 @@ pub(super) fn read_all(
     context: Context,
     update: &mut Update,
 ) -> Result<Outcome, Notification> {
-    let mut outcome = Outcome { seen: [false; 256], withdraw: None };
+    let mut outcome = Outcome {
+        seen: [false; 256],
+        withdraw: None,
+    };
     let mut reader = Reader::new(field);
     while !reader.is_empty() {
         let start = reader.clone();
@@ -147,7 +153,9 @@ pub(super) fn read_all(
                 // The rest of the list cannot be told apart (section 4).
                 mark(&mut outcome, kind);
                 fault(update, kind, Treatment::TreatAsWithdraw);
-                outcome.withdraw.get_or_insert(Notification::new(3, ATTRIBUTE_LIST));
+                outcome
+                    .withdraw
+                    .get_or_insert(Notification::new(3, ATTRIBUTE_LIST));
                 break;
             }
         };
@@ -161,7 +169,10 @@ pub(super) fn read_all(
         mark(&mut outcome, kind);
         let whole = || {
             let mut start = start.clone();
-            start.bytes(start.len().saturating_sub(reader.len())).unwrap_or_default().to_vec()
+            start
+                .bytes(start.len().saturating_sub(reader.len()))
+                .unwrap_or_default()
+                .to_vec()
         };
         match read_one(flags, kind, value, context, update) {
             Ok(()) => {}
@@ -170,7 +181,9 @@ pub(super) fn read_all(
             }
             Err(Problem::Withdraw(subcode)) => {
                 fault(update, kind, Treatment::TreatAsWithdraw);
-                outcome.withdraw.get_or_insert_with(|| Notification::with_data(3, subcode, whole()));
+                outcome
+                    .withdraw
+                    .get_or_insert_with(|| Notification::with_data(3, subcode, whole()));
             }
             Err(Problem::Discard) => fault(update, kind, Treatment::AttributeDiscard),
         }
@@ -185,7 +198,10 @@ fn mark(outcome: &mut Outcome, kind: u8) {
 }
 
 fn fault(update: &mut Update, attribute: u8, treatment: Treatment) {
-    update.faults.push(Fault { attribute, treatment });
+    update.faults.push(Fault {
+        attribute,
+        treatment,
+    });
 }
 
 /// Flags, type and value of the next attribute; if it does not fit, its type
@@ -278,8 +294,12 @@ fn read_one(
         AS4_PATH | AS4_AGGREGATOR if context.four_octet_as => return Err(Problem::Discard),
         AS4_PATH | AS4_AGGREGATOR => {}
         ONLY_TO_CUSTOMER => four(value).map(drop)?,
-        MP_REACH => update.read_reach(value).ok_or(Problem::Reset(OPTIONAL_ATTRIBUTE))?,
-        MP_UNREACH => update.read_unreach(value).ok_or(Problem::Reset(OPTIONAL_ATTRIBUTE))?,
+        MP_REACH => update
+            .read_reach(value)
+            .ok_or(Problem::Reset(OPTIONAL_ATTRIBUTE))?,
+        MP_UNREACH => update
+            .read_unreach(value)
+            .ok_or(Problem::Reset(OPTIONAL_ATTRIBUTE))?,
         _ => {}
     }
     Ok(())
@@ -306,7 +326,11 @@ fn read_path(value: &[u8], four_octet: bool) -> Option<Vec<Segment>> {
         let count = reader.u8().filter(|count| *count > 0)?;
         let mut asns = Vec::with_capacity(usize::from(count));
         for _ in 0..count {
-            let asn = if four_octet { reader.u32()? } else { u32::from(reader.u16()?) };
+            let asn = if four_octet {
+                reader.u32()?
+            } else {
+                u32::from(reader.u16()?)
+            };
             if asn == 0 {
                 return None; // RFC 7607
             }
@@ -358,7 +382,9 @@ impl PathAttributes {
             out.extend([TRANSITIVE, ORIGIN, 1, code]);
         }
         if let Some(path) = &self.as_path {
-            put(TRANSITIVE, AS_PATH, out, |out| put_path(path, context.four_octet_as, out))?;
+            put(TRANSITIVE, AS_PATH, out, |out| {
+                put_path(path, context.four_octet_as, out)
+            })?;
         }
         if let Some(next_hop) = self.next_hop {
             out.extend([TRANSITIVE, NEXT_HOP, 4]);
@@ -370,7 +396,11 @@ impl PathAttributes {
         }
         if !self.communities.is_empty() {
             put(OPTIONAL | TRANSITIVE, COMMUNITIES, out, |out| {
-                out.extend(self.communities.iter().flat_map(|community| community.to_be_bytes()));
+                out.extend(
+                    self.communities
+                        .iter()
+                        .flat_map(|community| community.to_be_bytes()),
+                );
                 Some(())
             })?;
         }
@@ -381,7 +411,9 @@ impl PathAttributes {
             && !context.four_octet_as
             && path.iter().any(wide)
         {
-            put(OPTIONAL | TRANSITIVE, AS4_PATH, out, |out| put_path(path, true, out))?;
+            put(OPTIONAL | TRANSITIVE, AS4_PATH, out, |out| {
+                put_path(path, true, out)
+            })?;
         }
         Some(())
     }

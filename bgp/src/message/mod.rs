@@ -20,7 +20,11 @@
 )]
 #![cfg_attr(
     test,
-    allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "tests may panic")
+    allow(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        reason = "tests may panic"
+    )
 )]
 
 mod attribute;
@@ -165,7 +169,10 @@ impl Message {
                 out.extend([refresh.subtype, refresh.safi]);
             }
         }
-        let length = out.len().checked_sub(start).filter(|length| *length <= MAX_LEN)?;
+        let length = out
+            .len()
+            .checked_sub(start)
+            .filter(|length| *length <= MAX_LEN)?;
         let field = start.checked_add(MARKER.len())?;
         let field = out.get_mut(field..)?.first_chunk_mut::<2>()?;
         *field = u16::try_from(length).ok()?.to_be_bytes();
@@ -180,7 +187,9 @@ impl Message {
         let mut reader = Reader::new(message);
         let whole = reader.bytes(length).filter(|_| reader.is_empty());
         let mut body = Reader::new(whole.ok_or_else(|| bad_length(0))?);
-        let kind = body.bytes(MARKER.len().saturating_add(2)).and_then(|_| body.u8());
+        let kind = body
+            .bytes(MARKER.len().saturating_add(2))
+            .and_then(|_| body.u8());
         match (kind, body.rest()) {
             (Some(Self::OPEN), body) => Open::decode(body).map(Self::Open),
             (Some(Self::UPDATE), body) => Update::decode(body, context).map(Self::Update),
@@ -190,7 +199,11 @@ impl Message {
             (Some(Self::KEEPALIVE), _) => Ok(Self::Keepalive),
             (Some(Self::ROUTE_REFRESH), [a, b, subtype, safi]) => {
                 let afi = u16::from_be_bytes([*a, *b]);
-                Ok(Self::RouteRefresh(RouteRefresh { afi, subtype: *subtype, safi: *safi }))
+                Ok(Self::RouteRefresh(RouteRefresh {
+                    afi,
+                    subtype: *subtype,
+                    safi: *safi,
+                }))
             }
             (Some(Self::ROUTE_REFRESH), _) => Err(Notification::with_data(7, 1, message)),
             (Some(kind), _) => Err(Notification::with_data(1, 3, [kind])),

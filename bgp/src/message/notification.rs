@@ -25,12 +25,20 @@ pub struct Notification {
 impl Notification {
     /// Any code without data.
     pub fn new(code: u8, subcode: u8) -> Self {
-        Self { code, subcode, data: Vec::new() }
+        Self {
+            code,
+            subcode,
+            data: Vec::new(),
+        }
     }
 
     /// Any code with data.
     pub fn with_data(code: u8, subcode: u8, data: impl Into<Vec<u8>>) -> Self {
-        Self { code, subcode, data: data.into() }
+        Self {
+            code,
+            subcode,
+            data: data.into(),
+        }
     }
 
     /// Hold Timer Expired (RFC 4271 section 6.5).
@@ -48,7 +56,9 @@ impl Notification {
     /// octets is cut at a character.
     pub fn administrative_shutdown(text: Option<&str>) -> Self {
         let text = text.unwrap_or_default();
-        let text = text.get(..text.floor_char_boundary(SHUTDOWN_TEXT)).unwrap_or_default();
+        let text = text
+            .get(..text.floor_char_boundary(SHUTDOWN_TEXT))
+            .unwrap_or_default();
         match u8::try_from(text.len()) {
             Ok(length) if length > 0 => {
                 let mut data = vec![length];
@@ -78,13 +88,19 @@ impl Notification {
 
     pub(super) fn decode(body: &[u8]) -> Option<Self> {
         let mut reader = Reader::new(body);
-        Some(Self { code: reader.u8()?, subcode: reader.u8()?, data: reader.rest().to_vec() })
+        Some(Self {
+            code: reader.u8()?,
+            subcode: reader.u8()?,
+            data: reader.rest().to_vec(),
+        })
     }
 
     pub(super) fn put(&self, out: &mut Vec<u8>) {
         out.push(self.code);
         out.push(self.subcode);
-        let room = super::MAX_LEN.saturating_sub(super::HEADER_LEN).saturating_sub(2);
+        let room = super::MAX_LEN
+            .saturating_sub(super::HEADER_LEN)
+            .saturating_sub(2);
         out.extend(self.data.iter().take(room));
     }
 }
@@ -201,7 +217,13 @@ mod tests {
             Notification::with_data(6, 9, [6, 3]).to_string(),
             "Cease: Hard Reset (code 6, subcode 9), for Cease: Peer De-configured (code 6, subcode 3)"
         );
-        assert_eq!(Notification::new(99, 7).to_string(), "unknown error (code 99, subcode 7)");
-        assert_eq!(Notification::hold_timer_expired().to_string(), "Hold Timer Expired (code 4)");
+        assert_eq!(
+            Notification::new(99, 7).to_string(),
+            "unknown error (code 99, subcode 7)"
+        );
+        assert_eq!(
+            Notification::hold_timer_expired().to_string(),
+            "Hold Timer Expired (code 4)"
+        );
     }
 }

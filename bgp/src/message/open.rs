@@ -86,24 +86,30 @@ impl Open {
 
     /// The AS number in the four-octet capability.
     pub fn four_octet_asn(&self) -> Option<u32> {
-        self.capabilities.iter().rev().find_map(|capability| match capability {
-            Capability::FourOctetAs(asn) => Some(*asn),
-            Capability::MultiProtocol { .. }
-            | Capability::RouteRefresh
-            | Capability::Unknown { .. } => None,
-        })
+        self.capabilities
+            .iter()
+            .rev()
+            .find_map(|capability| match capability {
+                Capability::FourOctetAs(asn) => Some(*asn),
+                Capability::MultiProtocol { .. }
+                | Capability::RouteRefresh
+                | Capability::Unknown { .. } => None,
+            })
     }
 
     /// Whether the sender takes routes of this family. Without any
     /// multiprotocol capability a speaker means IPv4 unicast (RFC 4760
     /// section 8).
     pub fn has_family(&self, family: Family) -> bool {
-        let mut families = self.capabilities.iter().filter_map(|capability| match capability {
-            Capability::MultiProtocol { afi, safi } => Some((*afi, *safi)),
-            Capability::RouteRefresh
-            | Capability::FourOctetAs(_)
-            | Capability::Unknown { .. } => None,
-        });
+        let mut families = self
+            .capabilities
+            .iter()
+            .filter_map(|capability| match capability {
+                Capability::MultiProtocol { afi, safi } => Some((*afi, *safi)),
+                Capability::RouteRefresh
+                | Capability::FourOctetAs(_)
+                | Capability::Unknown { .. } => None,
+            });
         let wanted = (family.afi(), family.safi());
         match families.next() {
             None => family == Family::Ipv4Unicast,
@@ -116,7 +122,11 @@ impl Open {
         let mut reader = Reader::new(body);
         let version = reader.u8().ok_or_else(malformed)?;
         if version != VERSION {
-            return Err(Notification::with_data(2, 1, u16::from(VERSION).to_be_bytes()));
+            return Err(Notification::with_data(
+                2,
+                1,
+                u16::from(VERSION).to_be_bytes(),
+            ));
         }
         let my_as = reader.u16().ok_or_else(malformed)?;
         let hold_time = reader.u16().ok_or_else(malformed)?;
@@ -131,7 +141,12 @@ impl Open {
             return Err(Notification::with_data(2, 3, router_id.octets()));
         }
         let capabilities = parameters(&mut reader)?;
-        let open = Self { my_as, hold_time, router_id, capabilities };
+        let open = Self {
+            my_as,
+            hold_time,
+            router_id,
+            capabilities,
+        };
         if open.asn() == 0 {
             return Err(Notification::new(2, 2)); // RFC 7607
         }
@@ -180,7 +195,11 @@ fn parameters(reader: &mut Reader<'_>) -> Result<Vec<Capability>, Notification> 
     let mut capabilities = Vec::new();
     while !reader.is_empty() {
         let kind = reader.u8().ok_or_else(malformed)?;
-        let length = if extended { reader.u16() } else { reader.u8().map(u16::from) };
+        let length = if extended {
+            reader.u16()
+        } else {
+            reader.u8().map(u16::from)
+        };
         let value = length.and_then(|length| reader.bytes(usize::from(length)));
         let mut value = Reader::new(value.ok_or_else(malformed)?);
         if kind != PARAMETER_CAPABILITIES {
@@ -199,13 +218,17 @@ impl Capability {
         let length = reader.u8()?;
         let value = reader.bytes(usize::from(length))?;
         Some(match (code, value) {
-            (1, [a, b, _reserved, safi]) => {
-                Self::MultiProtocol { afi: u16::from_be_bytes([*a, *b]), safi: *safi }
-            }
+            (1, [a, b, _reserved, safi]) => Self::MultiProtocol {
+                afi: u16::from_be_bytes([*a, *b]),
+                safi: *safi,
+            },
             (2, []) => Self::RouteRefresh,
             (65, [a, b, c, d]) => Self::FourOctetAs(u32::from_be_bytes([*a, *b, *c, *d])),
             (1 | 2 | 65, _) => return None,
-            (code, value) => Self::Unknown { code, value: value.to_vec() },
+            (code, value) => Self::Unknown {
+                code,
+                value: value.to_vec(),
+            },
         })
     }
 

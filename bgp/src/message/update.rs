@@ -58,13 +58,18 @@ impl Update {
     pub fn end_of_rib(family: Family) -> Self {
         match family {
             Family::Ipv4Unicast => Self::default(),
-            Family::Ipv6Unicast => Self { unreach: Some(Unreach::default()), ..Self::default() },
+            Family::Ipv6Unicast => Self {
+                unreach: Some(Unreach::default()),
+                ..Self::default()
+            },
         }
     }
 
     /// Whether RFC 7606 makes its routes count as withdrawn.
     pub fn is_treated_as_withdraw(&self) -> bool {
-        self.faults.iter().any(|fault| fault.treatment == Treatment::TreatAsWithdraw)
+        self.faults
+            .iter()
+            .any(|fault| fault.treatment == Treatment::TreatAsWithdraw)
     }
 
     pub(super) fn decode(body: &[u8], context: Context) -> Result<Self, Notification> {
@@ -95,7 +100,10 @@ impl Update {
             if needed && !outcome.has(kind) {
                 missing.get_or_insert(Notification::with_data(3, MISSING, [kind]));
                 let treatment = Treatment::TreatAsWithdraw;
-                update.faults.push(Fault { attribute: kind, treatment });
+                update.faults.push(Fault {
+                    attribute: kind,
+                    treatment,
+                });
             }
         }
         match outcome.withdraw.clone().or(missing) {
@@ -125,7 +133,11 @@ impl Update {
                 let link_local = next_hop.array::<16>().map(Ipv6Addr::from);
                 next_hop.is_empty().then_some(())?;
                 let prefixes = prefix::read_all(prefixes)?;
-                self.reach = Some(Reach { next_hop: global, link_local, prefixes });
+                self.reach = Some(Reach {
+                    next_hop: global,
+                    link_local,
+                    prefixes,
+                });
             }
             _ => {}
         }
@@ -139,7 +151,11 @@ impl Update {
         let prefixes = reader.rest();
         match family {
             (1, 1) => prefix::read_all::<Ipv4Net>(prefixes).map(drop)?,
-            (2, 1) => self.unreach = Some(Unreach { prefixes: prefix::read_all(prefixes)? }),
+            (2, 1) => {
+                self.unreach = Some(Unreach {
+                    prefixes: prefix::read_all(prefixes)?,
+                })
+            }
             _ => {}
         }
         Some(())
@@ -185,10 +201,7 @@ fn put_prefixes<P: WirePrefix>(prefixes: &[P], out: &mut Vec<u8>) -> Option<()> 
 }
 
 /// Appends what `write` appends, with its length in two octets before it.
-fn put_counted(
-    out: &mut Vec<u8>,
-    write: impl FnOnce(&mut Vec<u8>) -> Option<()>,
-) -> Option<()> {
+fn put_counted(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> Option<()>) -> Option<()> {
     let mut value = Vec::new();
     write(&mut value)?;
     out.extend(u16::try_from(value.len()).ok()?.to_be_bytes());
