@@ -1,0 +1,451 @@
+//! The state machines on real interfaces.
+//!
+//! Everything that is timed runs on one OS thread: it waits (ppoll) for
+//! frames, commands and the next deadline; then reads frames, takes commands,
+//! runs timers, and sends, in this order. A second thread follows the
+//! interfaces by netlink. Commands do not queue: for each address the last one
+//! counts, so they need no more room than the addresses themselves.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the driver is the part that has a clock and sockets"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::time::{Duration, SystemTime};
+
+use bellrock_sys::packet::PacketSocket;
+use bellrock_sys::{clock, wait};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+use crate::MacAddr;
+use crate::frame::{self, Credentials};
+use crate::handle::{Config, Pending, Shared};
+use crate::links::{Interface, serving};
+use crate::ownership::{Input, Output, Segment, SegmentConfig};
+use crate::time::Instant;
+use crate::types::{AddressState, Assignment, Event, InterfaceState, Snapshot, State};
+
+/// The most frames read from one socket in one turn.
+const FRAMES_PER_TURN: usize = 256;
+/// More than any frame that we take.
+const FRAME_SIZE: usize = 2048;
+/// When an interface is tried again that could not be opened.
+const REOPEN: Duration = Duration::from_secs(1);
+/// Between the two goodbyes, one of which may be lost.
+const GOODBYE: Duration = Duration::from_millis(10);
+
+struct Port {
+    interface: Interface,
+    segment: Segment,
+    arp: PacketSocket,
+    own: PacketSocket,
+}
+
+pub(crate) struct Driver {
+    config: Config,
+    credentials: Credentials,
+    incarnation: u64,
+    shared: Arc<Shared>,
+    events: mpsc::Sender<Event>,
+    assignments: BTreeMap<IpAddr, Assignment>,
+    /// Where each address is served.
+    served: BTreeMap<IpAddr, BTreeSet<u32>>,
+    interfaces: Vec<Interface>,
+    local: BTreeSet<MacAddr>,
+    ports: BTreeMap<u32, Port>,
+    reopen: Option<Instant>,
+    /// The driver's own, and those of interfaces that are gone.
+    counters: BTreeMap<&'static str, u64>,
+}
+
+fn now() -> Instant {
+    Instant::from_start(clock::boottime())
+}
+
+impl Driver {
+    pub(crate) fn new(
+        config: Config,
+        incarnation: u64,
+        shared: Arc<Shared>,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        Self {
+            credentials: Credentials::new(&config.cluster, &config.key),
+            config,
+            incarnation,
+            shared,
+            events,
+            assignments: BTreeMap::new(),
+            served: BTreeMap::new(),
+            interfaces: Vec::new(),
+            local: BTreeSet::new(),
+            ports: BTreeMap::new(),
+            reopen: None,
+            counters: BTreeMap::new(),
+        }
+    }
+
+    /// Runs until told to stop, or until waiting itself fails.
+    pub(crate) fn run(mut self) -> io::Result<()> {
+        let mut ready = Vec::new();
+        let mut buffer = vec![0; FRAME_SIZE];
+        loop {
+            self.wait(&mut ready)?;
+            self.read(&ready, &mut buffer);
+            let pending = self.shared.take();
+            let stop = pending.stop;
+            self.obey(pending);
+            self.tick();
+            self.flush();
+            if stop {
+                self.leave();
+                return Ok(());
+            }
+        }
+    }
+
+    fn wait(&self, ready: &mut Vec<bool>) -> io::Result<()> {
+        let deadline = self
+            .ports
+            .values()
+            .filter_map(|port| port.segment.next_deadline())
+            .chain(self.reopen)
+            .min();
+        let timeout = deadline.map(|at| at.since(now()));
+        let sockets = self
+            .ports
+            .values()
+            .flat_map(|port| [port.own.as_fd(), port.arp.as_fd()]);
+        let fds: Vec<_> = std::iter::once(self.shared.wake.as_fd())
+            .chain(sockets)
+            .collect();
+        wait::readable(&fds, timeout, ready)
+    }
+
+    /// Reads what is there. Peers come before clients: a flood of requests
+    /// must not make a peer look silent.
+    fn read(&mut self, ready: &[bool], buffer: &mut [u8]) {
+        let now = now();
+        let mut ready = ready.iter().copied().skip(1);
+        let mut errors = 0;
+        for port in self.ports.values_mut() {
+            for arp in [false, true] {
+                if ready.next() != Some(true) {
+                    continue;
+                }
+                for _ in 0..FRAMES_PER_TURN {
+                    let socket = if arp { &port.arp } else { &port.own };
+                    match socket.receive(buffer) {
+                        Ok(Some(length)) => {
+                            let frame = buffer.get(..length).unwrap_or_default().to_vec();
+                            feed(port, Input::Frame(frame), now);
+                        }
+                        Ok(None) => break,
+                        Err(error) => {
+                            // The interface went down, or away; netlink
+                            // tells which.
+                            tracing::debug!(interface = port.interface.name, %error, "receive");
+                            errors += 1;
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        self.count("ingress_errors", errors);
+    }
+
+    fn obey(&mut self, pending: Pending) {
+        let now = now();
+        if let Some((interfaces, local)) = pending.links {
+            self.interfaces = interfaces;
+            self.local = local;
+            self.follow_links(now);
+        } else if self.reopen.is_some_and(|at| now >= at) {
+            self.follow_links(now);
+        }
+        for (address, assignment) in pending.assignments {
+            match assignment {
+                Some(assignment) => self.assignments.insert(address, assignment),
+                None => self.assignments.remove(&address),
+            };
+            self.place(address, true, now);
+        }
+        for reply in pending.snapshots {
+            // A caller that gave up waiting is no concern.
+            let _ = reply.try_send(self.snapshot(now));
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = now();
+        for port in self.ports.values_mut() {
+            if port.segment.next_deadline().is_some_and(|at| now >= at) {
+                feed(port, Input::Timeout, now);
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        let mut errors = 0;
+        let mut dropped = 0;
+        for port in self.ports.values_mut() {
+            while let Some(output) = port.segment.poll_output() {
+                match output {
+                    Output::Frame(frame) => {
+                        let arp = frame.get(12..14) == Some(&frame::ARP.to_be_bytes());
+                        let socket = if arp { &port.arp } else { &port.own };
+                        if let Err(error) = socket.send(&frame) {
+                            tracing::debug!(interface = port.interface.name, %error, "send");
+                            errors += 1;
+                        }
+                    }
+                    Output::Event(event) => {
+                        tracing::info!(?event, "ownership");
+                        if self.events.try_send(event).is_err() {
+                            dropped += 1;
+                        }
+                    }
+                }
+            }
+        }
+        self.count("egress_errors", errors);
+        self.count("events_dropped", dropped);
+    }
+
+    /// Says goodbye, so that others take over at once.
+    fn leave(&mut self) {
+        for again in [true, false] {
+            for port in self.ports.values_mut() {
+                feed(port, Input::Shutdown, now());
+            }
+            self.flush();
+            if again {
+                std::thread::sleep(GOODBYE);
+            }
+        }
+    }
+
+    fn count(&mut self, name: &'static str, by: u64) {
+        if by > 0 {
+            let counter = self.counters.entry(name).or_default();
+            *counter = counter.saturating_add(by);
+        }
+    }
+
+    /// Brings the ports in line with the interfaces.
+    fn follow_links(&mut self, now: Instant) {
+        self.reopen = None;
+        let wanted: BTreeMap<u32, Interface> = self
+            .interfaces
+            .iter()
+            .map(|i| (i.index, i.clone()))
+            .collect();
+        let gone: Vec<u32> = self
+            .ports
+            .iter()
+            .filter(|(index, port)| {
+                wanted
+                    .get(index)
+                    .is_none_or(|i| i.name != port.interface.name)
+            })
+            .map(|(index, _)| *index)
+            .collect();
+        for index in gone {
+            self.close(index, now);
+        }
+        for (index, interface) in wanted {
+            if let Some(port) = self.ports.get_mut(&index) {
+                port.interface = interface;
+            } else if let Err(error) = self.open(interface.clone(), now) {
+                tracing::warn!(interface = interface.name, %error, "cannot serve an interface");
+                self.count("open_errors", 1);
+                self.reopen = Some(now + REOPEN);
+                continue;
+            }
+            if let Some(port) = self.ports.get_mut(&index) {
+                let (up, mac) = (port.interface.carrier, port.interface.mac);
+                let local = self.local.clone();
+                feed(port, Input::Link { up, mac, local }, now);
+            }
+        }
+        let all: Vec<IpAddr> = self.assignments.keys().copied().collect();
+        for address in all {
+            self.place(address, false, now);
+        }
+    }
+
+    fn open(&mut self, interface: Interface, now: Instant) -> io::Result<()> {
+        let own = PacketSocket::open(
+            interface.index,
+            self.config.ethertype,
+            &[frame::GROUP.octets()],
+        )?;
+        let arp = PacketSocket::open(interface.index, frame::ARP, &[])?;
+        let segment = Segment::new(
+            SegmentConfig {
+                node: self.config.node.clone(),
+                interface: interface.name.clone(),
+                credentials: self.credentials.clone(),
+                ethertype: self.config.ethertype,
+                timers: self.config.timers.clone(),
+                incarnation: self.incarnation,
+                mac: interface.mac,
+            },
+            now,
+        );
+        tracing::info!(interface = interface.name, mac = %interface.mac, "serving an interface");
+        self.ports.insert(
+            interface.index,
+            Port {
+                interface,
+                segment,
+                arp,
+                own,
+            },
+        );
+        Ok(())
+    }
+
+    fn close(&mut self, index: u32, now: Instant) {
+        let Some(port) = self.ports.get_mut(&index) else {
+            return;
+        };
+        tracing::info!(interface = port.interface.name, "an interface is gone");
+        let (mac, local) = (port.interface.mac, self.local.clone());
+        feed(
+            port,
+            Input::Link {
+                up: false,
+                mac,
+                local,
+            },
+            now,
+        );
+        self.flush();
+        if let Some(port) = self.ports.remove(&index) {
+            for (name, count) in port.segment.counters() {
+                self.count(name, *count);
+            }
+        }
+        for served in self.served.values_mut() {
+            served.remove(&index);
+        }
+    }
+
+    /// Brings an address to the interfaces that should serve it. `changed`:
+    /// those that do already must be told.
+    fn place(&mut self, address: IpAddr, changed: bool, now: Instant) {
+        let assignment = self.assignments.get(&address);
+        let open: Vec<Interface> = self
+            .interfaces
+            .iter()
+            .filter(|interface| self.ports.contains_key(&interface.index))
+            .cloned()
+            .collect();
+        let wanted = assignment.map_or_else(BTreeSet::new, |a| serving(address, a, &open));
+        let before = self.served.remove(&address).unwrap_or_default();
+        for index in before.difference(&wanted) {
+            if let Some(port) = self.ports.get_mut(index) {
+                feed(port, Input::Remove { address }, now);
+            }
+        }
+        if let Some(assignment) = assignment {
+            for index in &wanted {
+                if let Some(port) = self.ports.get_mut(index)
+                    && (changed || !before.contains(index))
+                {
+                    let assignment = assignment.clone();
+                    feed(
+                        port,
+                        Input::Assign {
+                            address,
+                            assignment,
+                        },
+                        now,
+                    );
+                }
+            }
+            self.served.insert(address, wanted);
+        }
+    }
+
+    fn snapshot(&self, now: Instant) -> Snapshot {
+        let wall = SystemTime::now();
+        let mut counters: BTreeMap<String, u64> = self
+            .counters
+            .iter()
+            .map(|(name, count)| ((*name).to_owned(), *count))
+            .collect();
+        for port in self.ports.values() {
+            for (name, count) in port.segment.counters() {
+                let sum = counters.entry((*name).to_owned()).or_default();
+                *sum = sum.saturating_add(*count);
+            }
+        }
+        let interface = |port: &Port| InterfaceState {
+            name: port.interface.name.clone(),
+            index: port.interface.index,
+            mac: port.interface.mac,
+            carrier: port.interface.carrier,
+            addresses: port.interface.addresses.iter().copied().collect(),
+            peers: port.segment.peers(now),
+        };
+        Snapshot {
+            addresses: self
+                .served
+                .iter()
+                .map(|(address, indexes)| (*address, self.address(*address, indexes, now, wall)))
+                .collect(),
+            interfaces: self
+                .ports
+                .values()
+                .map(|port| (port.interface.name.clone(), interface(port)))
+                .collect(),
+            counters,
+        }
+    }
+
+    fn address(
+        &self,
+        address: IpAddr,
+        indexes: &BTreeSet<u32>,
+        now: Instant,
+        wall: SystemTime,
+    ) -> AddressState {
+        let ports = || indexes.iter().filter_map(|index| self.ports.get(index));
+        let views = ports().filter_map(|port| port.segment.address(address));
+        let mut views: Vec<_> = views.collect();
+        views.sort_by_key(|view| view.state);
+        let foreign = views.iter().find_map(|view| view.foreign);
+        let owner = views.iter().rev().find_map(|view| view.owner.clone());
+        let best = views.pop();
+        let since = best
+            .as_ref()
+            .map_or(Duration::ZERO, |view| now.since(view.entered));
+        AddressState {
+            state: best.as_ref().map_or(State::Idle, |view| view.state),
+            epoch: best.as_ref().map_or(0, |view| view.epoch),
+            owner,
+            rank: best.as_ref().map_or(0, |view| view.rank),
+            since: wall.checked_sub(since).unwrap_or(wall),
+            cause: best.as_ref().and_then(|view| view.cause),
+            foreign,
+            interfaces: ports().map(|port| port.interface.name.clone()).collect(),
+        }
+    }
+}
+
+fn feed(port: &mut Port, input: Input, now: Instant) {
+    if tracing::enabled!(target: "bellrock_arp::inputs", tracing::Level::TRACE)
+        && let Ok(input) = serde_json::to_string(&input)
+    {
+        let interface = &port.interface.name;
+        tracing::trace!(target: "bellrock_arp::inputs", interface, at = now.0, input);
+    }
+    port.segment.handle(input, now);
+}

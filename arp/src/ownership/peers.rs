@@ -1,0 +1,329 @@
+//! The other nodes on the segment, and what they hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::MacAddr;
+use crate::frame::{Entry, entry_digest};
+use crate::time::{Instant, Timers};
+
+/// A list of held addresses and its digest.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Holdings {
+    entries: BTreeMap<IpAddr, u64>,
+    digest: u64,
+}
+
+impl Holdings {
+    pub(super) fn insert(&mut self, address: IpAddr, epoch: u64) {
+        if let Some(old) = self.entries.insert(address, epoch) {
+            self.digest ^= entry_digest((address, old));
+        }
+        self.digest ^= entry_digest((address, epoch));
+    }
+
+    pub(super) fn remove(&mut self, address: IpAddr) -> bool {
+        let Some(epoch) = self.entries.remove(&address) else {
+            return false;
+        };
+        self.digest ^= entry_digest((address, epoch));
+        true
+    }
+
+    pub(super) fn entries(&self) -> &BTreeMap<IpAddr, u64> {
+        &self.entries
+    }
+
+    /// Count and digest, as a HELLO carries them.
+    pub(super) fn summary(&self) -> (u32, u64) {
+        (
+            u32::try_from(self.entries.len()).unwrap_or(u32::MAX),
+            self.digest,
+        )
+    }
+}
+
+/// A station of another node. One that fell silent is remembered, so that its
+/// hardware address is known for a node's.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) node: Arc<str>,
+    pub(super) incarnation: u64,
+    pub(super) seq: u64,
+    pub(super) heard: Instant,
+    /// Own rounds executed since it was heard.
+    pub(super) rounds: u32,
+    pub(super) live: bool,
+    pub(super) deaf: bool,
+    pub(super) holdings: Holdings,
+    /// When it was last asked: for its list, or whether it lives.
+    pub(super) asked: Option<Instant>,
+}
+
+/// What a frame says about its sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// A station that was live already, in the same incarnation.
+    Known,
+    /// A station that was not heard for a while, or never.
+    New,
+    /// A node that was started anew: what it held before is void.
+    Restarted,
+}
+
+/// Why a sender is not believed although its frame is authentic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// Not newer than its last frame.
+    Replay,
+    /// More stations than the table holds.
+    Full,
+}
+
+/// More nodes than any segment has.
+const MOST: usize = 4096;
+/// How long a silent station is remembered.
+const REMEMBER: Duration = Duration::from_secs(600);
+
+/// All of them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Peers {
+    stations: BTreeMap<MacAddr, Peer>,
+    /// For each address that a live peer holds: who, and with which epoch.
+    holders: BTreeMap<IpAddr, BTreeMap<MacAddr, u64>>,
+    /// The nodes that are heard now and could claim.
+    candidates: BTreeSet<Arc<str>>,
+}
+
+impl Peers {
+    pub(super) fn get(&self, mac: MacAddr) -> Option<&Peer> {
+        self.stations.get(&mac)
+    }
+
+    pub(super) fn live(&self) -> impl Iterator<Item = (MacAddr, &Peer)> {
+        self.stations
+            .iter()
+            .filter(|(_, peer)| peer.live)
+            .map(|(mac, peer)| (*mac, peer))
+    }
+
+    pub(super) fn candidates(&self) -> &BTreeSet<Arc<str>> {
+        &self.candidates
+    }
+
+    /// The highest claim of a live peer to `address` above `base`.
+    pub(super) fn holder(&self, address: IpAddr, base: u64) -> Option<(u64, &Arc<str>)> {
+        self.holders
+            .get(&address)?
+            .iter()
+            .filter(|(_, epoch)| **epoch > base)
+            .filter_map(|(mac, epoch)| Some((*epoch, &self.stations.get(mac)?.node)))
+            .max()
+    }
+
+    /// Checks and notes an authentic frame's sender. It is live afterwards,
+    /// unless it `leaves`.
+    pub(super) fn hear(
+        &mut self,
+        mac: MacAddr,
+        node: &str,
+        (incarnation, seq): (u64, u64),
+        now: Instant,
+    ) -> Result<Heard, Refused> {
+        let heard = match self.stations.get(&mac) {
+            Some(peer) if *peer.node == *node => {
+                let newer = if incarnation == peer.incarnation {
+                    seq > peer.seq
+                } else {
+                    // A node whose clock went back at its restart is believed
+                    // once its earlier life is known to be over.
+                    incarnation > peer.incarnation || !peer.live
+                };
+                if !newer {
+                    return Err(Refused::Replay);
+                }
+                match (peer.incarnation == incarnation, peer.live) {
+                    (false, _) => Heard::Restarted,
+                    (true, true) => Heard::Known,
+                    (true, false) => Heard::New,
+                }
+            }
+            // The same hardware address under another name.
+            Some(_) => Heard::Restarted,
+            None if self.stations.len() >= MOST => return Err(Refused::Full),
+            None => Heard::New,
+        };
+        let peer = self.stations.entry(mac).or_insert_with(|| Peer {
+            node: node.into(),
+            incarnation,
+            seq,
+            heard: now,
+            rounds: 0,
+            live: false,
+            deaf: false,
+            holdings: Holdings::default(),
+            asked: None,
+        });
+        if *peer.node != *node {
+            peer.node = node.into();
+            peer.live = false;
+        }
+        peer.incarnation = incarnation;
+        peer.seq = seq;
+        peer.heard = now;
+        peer.rounds = 0;
+        Ok(heard)
+    }
+
+    /// Marks a station live; what it held when it fell silent counts again.
+    pub(super) fn revive(&mut self, mac: MacAddr, deaf: bool) -> Vec<Entry> {
+        let Some(peer) = self.stations.get_mut(&mac) else {
+            return Vec::new();
+        };
+        let change = !peer.live || peer.deaf != deaf;
+        let revived = !peer.live;
+        peer.live = true;
+        peer.deaf = deaf;
+        let held: Vec<Entry> = if revived {
+            peer.holdings
+                .entries
+                .iter()
+                .map(|(address, epoch)| (*address, *epoch))
+                .collect()
+        } else {
+            Vec::new()
+        };
+        for (address, epoch) in &held {
+            self.holders
+                .entry(*address)
+                .or_default()
+                .insert(mac, *epoch);
+        }
+        if change {
+            self.count_candidates();
+        }
+        held
+    }
+
+    /// Marks a station silent; the addresses that it held.
+    pub(super) fn bury(&mut self, mac: MacAddr) -> Vec<IpAddr> {
+        let Some(peer) = self.stations.get_mut(&mac) else {
+            return Vec::new();
+        };
+        if !peer.live {
+            return Vec::new();
+        }
+        peer.live = false;
+        let held: Vec<IpAddr> = peer.holdings.entries.keys().copied().collect();
+        for address in &held {
+            Self::forget(&mut self.holders, *address, mac);
+        }
+        self.count_candidates();
+        held
+    }
+
+    /// Forgets what a station held; the addresses.
+    pub(super) fn clear(&mut self, mac: MacAddr) -> Vec<IpAddr> {
+        let Some(peer) = self.stations.get_mut(&mac) else {
+            return Vec::new();
+        };
+        let held = std::mem::take(&mut peer.holdings);
+        for address in held.entries.keys() {
+            Self::forget(&mut self.holders, *address, mac);
+        }
+        held.entries.into_keys().collect()
+    }
+
+    /// Notes that a live station holds `address`; whether that is news.
+    pub(super) fn holds(&mut self, mac: MacAddr, (address, epoch): Entry) -> bool {
+        let Some(peer) = self.stations.get_mut(&mac) else {
+            return false;
+        };
+        if peer.holdings.entries.get(&address) == Some(&epoch) {
+            return false;
+        }
+        peer.holdings.insert(address, epoch);
+        self.holders.entry(address).or_default().insert(mac, epoch);
+        true
+    }
+
+    /// Notes that a station does not hold `address`; whether that is news.
+    pub(super) fn drops(&mut self, mac: MacAddr, address: IpAddr) -> bool {
+        let Some(peer) = self.stations.get_mut(&mac) else {
+            return false;
+        };
+        Self::forget(&mut self.holders, address, mac);
+        peer.holdings.remove(address)
+    }
+
+    /// Whether the station may be asked: once in `every`. Notes it if so.
+    pub(super) fn may_ask(&mut self, mac: MacAddr, every: Duration, now: Instant) -> bool {
+        let Some(peer) = self.stations.get_mut(&mac) else {
+            return false;
+        };
+        let may = peer.asked.is_none_or(|at| now.since(at) >= every);
+        if may {
+            peer.asked = Some(now);
+        }
+        may
+    }
+
+    /// An own round was executed. Forgets stations that are silent for long.
+    pub(super) fn round(&mut self, now: Instant) {
+        for peer in self.stations.values_mut() {
+            peer.rounds = peer.rounds.saturating_add(1);
+        }
+        self.stations
+            .retain(|_, peer| peer.live || now.since(peer.heard) < REMEMBER);
+    }
+
+    /// Takes back all misses: this node cannot tell who was silent.
+    pub(super) fn pardon(&mut self, now: Instant) {
+        for peer in self.stations.values_mut().filter(|peer| peer.live) {
+            peer.heard = now;
+            peer.rounds = 0;
+        }
+    }
+
+    /// The live stations that are silent now: not heard for the dead time, in
+    /// which this node executed its rounds.
+    pub(super) fn silent(&self, timers: &Timers, now: Instant) -> Vec<MacAddr> {
+        let dead_after = timers.dead_after();
+        self.live()
+            .filter(|(_, peer)| peer.rounds >= timers.misses && now >= peer.heard + dead_after)
+            .map(|(mac, _)| mac)
+            .collect()
+    }
+
+    /// When [`Self::silent`] may have something, if no round comes before.
+    pub(super) fn next_silent(&self, timers: &Timers) -> Option<Instant> {
+        self.live()
+            .filter(|(_, peer)| peer.rounds >= timers.misses)
+            .map(|(_, peer)| peer.heard + timers.dead_after())
+            .min()
+    }
+
+    fn forget(
+        holders: &mut BTreeMap<IpAddr, BTreeMap<MacAddr, u64>>,
+        address: IpAddr,
+        mac: MacAddr,
+    ) {
+        if let Some(of) = holders.get_mut(&address) {
+            of.remove(&mac);
+            if of.is_empty() {
+                holders.remove(&address);
+            }
+        }
+    }
+
+    fn count_candidates(&mut self) {
+        self.candidates = self
+            .stations
+            .values()
+            .filter(|peer| peer.live && !peer.deaf)
+            .map(|peer| peer.node.clone())
+            .collect();
+    }
+}

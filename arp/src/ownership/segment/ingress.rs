@@ -1,0 +1,209 @@
+//! What comes in: frames of ARP and of peers.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::super::machine::Trigger;
+use super::super::peers::{Heard, Refused};
+use super::super::rank;
+use super::{Output, Segment};
+use crate::MacAddr;
+use crate::frame::{self, Arp, Body, Entry, Ethernet, Message};
+use crate::time::Instant;
+use crate::types::Cause;
+
+/// How much later others look at an address whose owner said that it is gone.
+const AFTER_REMOVAL: Duration = Duration::from_secs(2);
+
+impl Segment {
+    pub(super) fn frame(&mut self, bytes: &[u8], now: Instant) {
+        if !self.up || self.leaving {
+            return;
+        }
+        let result = Ethernet::decode(bytes).and_then(|ethernet| {
+            if self.local.contains(&ethernet.source) {
+                self.count("looped");
+                return Ok(());
+            }
+            if ethernet.ethertype == frame::ARP {
+                self.count("arp");
+                self.arp(Arp::decode(ethernet.payload)?, now);
+            } else if ethernet.ethertype == self.config.ethertype {
+                let credentials = &self.config.credentials;
+                let message = Message::decode(credentials, ethernet.source, ethernet.payload)?;
+                self.message(ethernet.source, message, now);
+            } else {
+                return Err(frame::FrameError::EtherType);
+            }
+            Ok(())
+        });
+        if let Err(error) = result {
+            self.count(error.kind());
+        }
+    }
+
+    fn arp(&mut self, arp: Arp, now: Instant) {
+        let mac = arp.sender_mac;
+        if self.local.contains(&mac) {
+            self.count("looped");
+            return;
+        }
+        let live = self.peers.get(mac).map(|peer| peer.live);
+        if !arp.sender.is_unspecified() {
+            let trigger = match live {
+                Some(true) => Trigger::PeerAnswer { mac },
+                Some(false) => Trigger::SilentAnswer { mac },
+                None => Trigger::Foreign { mac },
+            };
+            self.step(IpAddr::V4(arp.sender), trigger, now);
+        }
+        let address = IpAddr::V4(arp.target);
+        if arp.operation != frame::Operation::Request || arp.sender == arp.target {
+            return;
+        }
+        let Some(record) = self.records.get(&address) else {
+            return;
+        };
+        let owned = record.machine.owned().is_some();
+        if arp.is_probe() {
+            match self.peers.get(mac) {
+                Some(peer) => {
+                    let me = &self.config.node;
+                    let outranks = rank::before(&record.assignment, address, &peer.node, me);
+                    self.step(address, Trigger::PeerProbe { outranks, mac }, now);
+                }
+                // Somebody else is about to take it (RFC 5227 2.1.1). A held
+                // address is simply defended by the answer.
+                None if !owned => self.step(address, Trigger::Foreign { mac }, now),
+                None => {}
+            }
+        }
+        if owned {
+            self.count("answers");
+            self.outputs
+                .push_back(Output::Frame(arp.answer(self.config.mac).frame()));
+        }
+    }
+
+    fn message(&mut self, mac: MacAddr, message: Message, now: Instant) {
+        if message.node == self.config.node {
+            // Another interface of this node on the same segment, or another
+            // node that was given this one's name.
+            self.count("own_name");
+            return;
+        }
+        let stamp = (message.incarnation, message.seq);
+        let heard = match self.peers.hear(mac, &message.node, stamp, now) {
+            Ok(heard) => heard,
+            Err(Refused::Replay) => return self.count("replay"),
+            Err(Refused::Full) => return self.count("too_many_peers"),
+        };
+        if let Body::Hello { leaving: true, .. } = message.body {
+            let orphans = self.peers.bury(mac);
+            self.reconsider_all(orphans, Duration::ZERO, Cause::OwnerLeft, now);
+            self.peers.clear(mac);
+            return;
+        }
+        // What a station held before it was silent may have changed.
+        let unchanged = match (&message.body, self.peers.get(mac)) {
+            (Body::Hello { count, digest, .. }, Some(peer)) => {
+                peer.holdings.summary() == (*count, *digest)
+            }
+            _ => false,
+        };
+        let void = match heard {
+            Heard::Known => Vec::new(),
+            Heard::New if unchanged => Vec::new(),
+            Heard::New | Heard::Restarted => self.peers.clear(mac),
+        };
+        let deaf = match message.body {
+            Body::Hello { deaf, .. } => deaf,
+            _ => self.peers.get(mac).is_some_and(|peer| peer.deaf),
+        };
+        for entry in self.peers.revive(mac, deaf) {
+            self.claimed(mac, entry, now);
+        }
+        match message.body {
+            Body::Hello { count, digest, .. } => {
+                let known = self.peers.get(mac).map(|peer| peer.holdings.summary());
+                if known != Some((count, digest))
+                    && self.peers.may_ask(mac, self.config.timers.hello, now)
+                {
+                    self.count("sync");
+                    self.send(Body::Sync, mac);
+                }
+            }
+            Body::Claim(entries) => {
+                for entry in entries {
+                    self.peers.holds(mac, entry);
+                    self.claimed(mac, entry, now);
+                }
+            }
+            Body::Release { removed, entries } => {
+                let delay = if removed {
+                    AFTER_REMOVAL
+                } else {
+                    Duration::ZERO
+                };
+                let free: Vec<IpAddr> = entries
+                    .into_iter()
+                    .map(|(address, _)| address)
+                    .filter(|address| self.peers.drops(mac, *address))
+                    .collect();
+                self.reconsider_all(free, delay, Cause::OwnerReleased, now);
+            }
+            Body::Sync => self.tell_all(mac),
+            Body::SyncAnswer { from, to, entries } => self.synced(mac, (from, to), entries, now),
+        }
+        self.reconsider_all(void, Duration::ZERO, Cause::OwnerReleased, now);
+    }
+
+    /// A peer told all that it holds in a range.
+    fn synced(
+        &mut self,
+        mac: MacAddr,
+        (from, to): (IpAddr, IpAddr),
+        entries: Vec<Entry>,
+        now: Instant,
+    ) {
+        let told: BTreeSet<IpAddr> = entries.iter().map(|(address, _)| *address).collect();
+        let gone: Vec<IpAddr> = match self.peers.get(mac) {
+            Some(peer) if from <= to => peer
+                .holdings
+                .entries()
+                .range(from..=to)
+                .map(|(address, _)| *address)
+                .filter(|address| !told.contains(address))
+                .collect(),
+            _ => Vec::new(),
+        };
+        for address in &gone {
+            self.peers.drops(mac, *address);
+        }
+        for entry in entries {
+            if self.peers.holds(mac, entry) {
+                self.claimed(mac, entry, now);
+            }
+        }
+        self.reconsider_all(gone, Duration::ZERO, Cause::OwnerReleased, now);
+    }
+
+    /// A live peer holds an address.
+    fn claimed(&mut self, mac: MacAddr, (address, epoch): Entry, now: Instant) {
+        let Some(record) = self.records.get_mut(&address) else {
+            return;
+        };
+        let Some(peer) = self.peers.get(mac) else {
+            return;
+        };
+        let node = peer.node.to_string();
+        let machine = &mut record.machine;
+        let higher = match machine.claim() {
+            Some(mine) => (epoch, node.as_str()) > (mine, self.config.node.as_str()),
+            None => epoch > machine.base(),
+        };
+        machine.learn(epoch);
+        self.step(address, Trigger::Claim { higher, node, mac }, now);
+    }
+}
