@@ -49,11 +49,6 @@ pub const MAX_MESSAGE: usize = 1024;
         json_path = ".status.forwarding.services"
     ),
     printcolumn(
-        name = "Sessions",
-        type_ = "string",
-        json_path = ".status.sessions[*].state"
-    ),
-    printcolumn(
         name = "Age",
         type_ = "date",
         json_path = ".metadata.creationTimestamp"

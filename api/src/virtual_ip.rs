@@ -34,8 +34,18 @@ use crate::address::{self, AddressError};
     doc = "An address that is given to Services, or reserved for them. Its name is the address.",
     printcolumn(name = "Address", type_ = "string", json_path = ".spec.address"),
     printcolumn(name = "Pool", type_ = "string", json_path = ".spec.pool"),
-    printcolumn(name = "Namespace", type_ = "string", json_path = ".spec.claims[*].namespace"),
-    printcolumn(name = "Service", type_ = "string", json_path = ".spec.claims[*].name"),
+    printcolumn(
+        name = "Namespace",
+        type_ = "string",
+        json_path = ".spec.claims[0].namespace",
+        description = "Namespace of the first Service that holds the address"
+    ),
+    printcolumn(
+        name = "Service",
+        type_ = "string",
+        json_path = ".spec.claims[0].name",
+        description = "The first Service that holds the address"
+    ),
     printcolumn(name = "Desired", type_ = "string", json_path = ".spec.l2.node"),
     printcolumn(name = "Owner", type_ = "string", json_path = ".status.owner"),
     printcolumn(name = "Since", type_ = "date", json_path = ".status.since"),
