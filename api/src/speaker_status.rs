@@ -72,12 +72,12 @@ pub struct SpeakerStatusStatus {
 
     /// Network interfaces that addresses can be announced on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 128), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    #[schemars(length(max = MAX_INTERFACES), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub interfaces: Vec<InterfaceStatus>,
 
     /// BGP sessions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 128), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["peer"]))]
+    #[schemars(length(max = MAX_SESSIONS), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["peer"]))]
     pub sessions: Vec<SessionStatus>,
 
     /// Whether the configuration in the API is the one in force.
@@ -86,7 +86,7 @@ pub struct SpeakerStatusStatus {
 
     /// Addresses of the local segment that this speaker is concerned with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1024), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["address"]))]
+    #[schemars(length(max = MAX_ADDRESSES), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["address"]))]
     pub addresses: Vec<AddressStatus>,
 
     /// Addresses that the list had no room for.
@@ -96,7 +96,7 @@ pub struct SpeakerStatusStatus {
 
     /// Services that this speaker does not announce or forward, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = MAX_REFUSALS), extend("x-kubernetes-list-type" = "atomic"))]
     pub refusals: Vec<Refusal>,
 
     /// Refusals that the list had no room for.
@@ -148,7 +148,7 @@ pub struct SessionStatus {
     pub since: Option<Time>,
     /// What last ended the session, or kept it from coming up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 1024))]
+    #[schemars(length(max = MAX_MESSAGE))]
     pub last_error: Option<String>,
     /// Prefixes announced to the peer.
     #[serde(default)]
@@ -182,7 +182,7 @@ pub struct ConfigurationStatus {
     pub accepted: bool,
     /// What is wrong with the configuration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 1024))]
+    #[schemars(length(max = MAX_MESSAGE))]
     pub message: Option<String>,
 }
 
@@ -242,7 +242,7 @@ pub struct Refusal {
     pub reason: String,
     /// The particulars.
     #[serde(default)]
-    #[schemars(length(max = 1024))]
+    #[schemars(length(max = MAX_MESSAGE))]
     pub message: String,
 }
 
@@ -280,7 +280,7 @@ pub struct ForwardingStatus {
     pub services: u32,
     /// What is wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 1024))]
+    #[schemars(length(max = MAX_MESSAGE))]
     pub message: Option<String>,
 }
 

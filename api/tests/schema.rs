@@ -12,8 +12,8 @@
 //! ```
 //!
 //! Here the CEL rules are evaluated without an API server, and every accepted object goes through
-//! the Rust types and back. What the plain schema refuses (`by: schema`) needs a real API server:
-//! the lab creates every one of these objects there.
+//! the Rust types and back. What the plain schema refuses (`by: schema`) only a real API server
+//! can tell.
 
 #![allow(
     clippy::unwrap_used,
