@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::screen::Screen;
 use crate::lab::{Lab, service};
 use crate::probe::{Pace, Prober};
-use crate::suite::{POOL, values};
+use crate::suite::{POOL, configuration};
 
 const SOON: Duration = Duration::from_secs(20);
 /// What this release promises for a pulled cable.
@@ -29,12 +29,16 @@ pub(super) fn tell(lab: &Lab, screen: &mut Screen, without: Option<&str>) -> Res
 
 fn install(lab: &Lab, screen: &mut Screen, without: Option<&str>) -> Result<()> {
     screen.chapter("Bellrock: the chart rendered by helm, its processes with the chart's rights");
-    lab.install(&values())?;
+    lab.install("")?;
+    lab.apply(&configuration())?;
     let speakers: Vec<&str> =
         lab.nodes().into_iter().filter(|node| Some(*node) != without).collect();
     screen.check("controller and speakers are ready", || {
         let start = Instant::now();
-        lab.start_bellrock(&speakers)?;
+        lab.start_controller()?;
+        for node in &speakers {
+            lab.start_speaker(node)?;
+        }
         Ok(((), format!("{} of them after {}", speakers.len() + 1, ms(start.elapsed()))))
     })?;
     lab.deploy("web", 2, &[])?;

@@ -1,0 +1,220 @@
+//! Where the answers come from: a live cluster, or a file that somebody saved
+//! from one.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use bellrock_api::{
+    BGPAdvertisement, BGPPeer, Community, IPAddressPool, L2Advertisement, SpeakerStatus, VirtualIP,
+};
+use bellrock_speaker::cluster::{Cluster, Dirty};
+use bellrock_speaker::convert;
+use bellrock_speaker::watch::Parsed;
+use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::ListParams;
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// Which cluster to look at.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Source {
+    /// Read the objects from a file instead of the API server ("-": standard
+    /// input), as saved by:
+    /// kubectl get -A -o yaml svc,endpointslices,nodes,virtualips,ipaddresspools,l2advertisements,bgpadvertisements,bgppeers,communities,speakerstatuses
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) filename: Option<PathBuf>,
+    /// Namespace that Bellrock runs in
+    #[arg(long, env = "BELLROCK_NAMESPACE", default_value = "bellrock-system")]
+    pub(crate) bellrock_namespace: String,
+}
+
+/// Every object that an explanation needs.
+#[derive(Debug, Default)]
+pub(crate) struct Dump {
+    pub(crate) services: Vec<Service>,
+    pub(crate) slices: Vec<EndpointSlice>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) virtual_ips: Vec<VirtualIP>,
+    pub(crate) pools: Vec<IPAddressPool>,
+    pub(crate) l2_advertisements: Vec<L2Advertisement>,
+    pub(crate) bgp_advertisements: Vec<BGPAdvertisement>,
+    pub(crate) peers: Vec<BGPPeer>,
+    pub(crate) communities: Vec<Community>,
+    pub(crate) speakers: Vec<SpeakerStatus>,
+}
+
+impl Source {
+    /// Loads everything.
+    pub(crate) async fn load(&self) -> Result<Dump> {
+        match &self.filename {
+            Some(path) => self.from_file(path),
+            None => self.from_cluster().await,
+        }
+    }
+
+    async fn from_cluster(&self) -> Result<Dump> {
+        let client = Client::try_default()
+            .await
+            .context("find a cluster (is KUBECONFIG set?)")?;
+        let namespace = &self.bellrock_namespace;
+        Ok(Dump {
+            services: all(&client).await?,
+            slices: all(&client).await?,
+            nodes: all(&client).await?,
+            virtual_ips: all(&client).await?,
+            pools: ours(&client, namespace).await?,
+            l2_advertisements: ours(&client, namespace).await?,
+            bgp_advertisements: ours(&client, namespace).await?,
+            peers: ours(&client, namespace).await?,
+            communities: ours(&client, namespace).await?,
+            speakers: all(&client).await?,
+        })
+    }
+
+    fn from_file(&self, path: &Path) -> Result<Dump> {
+        let text = if path == Path::new("-") {
+            std::io::read_to_string(std::io::stdin())
+        } else {
+            std::fs::read_to_string(path)
+        };
+        let text = text.with_context(|| format!("read {}", path.display()))?;
+        self.parse(&text)
+            .with_context(|| format!("read {}", path.display()))
+    }
+
+    /// Reads YAML or JSON documents; lists are taken apart, objects of other
+    /// kinds are passed over, and so are ours outside our namespace.
+    pub(crate) fn parse(&self, text: &str) -> Result<Dump> {
+        let documents: Vec<Value> =
+            serde_saphyr::from_multiple(text).context("not YAML or JSON")?;
+        let mut dump = Dump::default();
+        for document in documents {
+            self.take(document, &mut dump)?;
+        }
+        Ok(dump)
+    }
+
+    fn take(&self, document: Value, dump: &mut Dump) -> Result<()> {
+        let kind = document
+            .get("kind")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .to_owned();
+        if let Some(Value::Array(items)) = document.get("items") {
+            let of_list = kind.strip_suffix("List").unwrap_or_default();
+            for item in items {
+                let mut item = item.clone();
+                // Items of a typed list carry no kind of their own.
+                if let (Some(object), false) = (item.as_object_mut(), of_list.is_empty()) {
+                    object
+                        .entry("kind")
+                        .or_insert_with(|| Value::String(of_list.to_owned()));
+                }
+                self.take(item, dump)?;
+            }
+            return Ok(());
+        }
+        match kind.as_str() {
+            "Service" => dump.services.push(object(document)?),
+            "EndpointSlice" => dump.slices.push(object(document)?),
+            "Node" => dump.nodes.push(object(document)?),
+            "VirtualIP" => dump.virtual_ips.push(object(document)?),
+            "SpeakerStatus" => dump.speakers.push(object(document)?),
+            "IPAddressPool" => self.push(&mut dump.pools, object(document)?),
+            "L2Advertisement" => self.push(&mut dump.l2_advertisements, object(document)?),
+            "BGPAdvertisement" => self.push(&mut dump.bgp_advertisements, object(document)?),
+            "BGPPeer" => self.push(&mut dump.peers, object(document)?),
+            "Community" => self.push(&mut dump.communities, object(document)?),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn push<K: ResourceExt>(&self, list: &mut Vec<K>, object: K) {
+        if object
+            .namespace()
+            .is_none_or(|namespace| namespace == self.bellrock_namespace)
+        {
+            list.push(object);
+        }
+    }
+}
+
+impl Dump {
+    /// The snapshot that speakers would decide from, and the objects that
+    /// they refuse.
+    pub(crate) fn cluster(&self) -> (Cluster, Vec<String>) {
+        let mut cluster = Cluster::default();
+        let mut invalid = Vec::new();
+        let mut take = |name: String, parsed: Parsed| match parsed {
+            Parsed::Change(change) => cluster.apply(change, "", &mut Dirty::default()),
+            Parsed::Ignored => {}
+            Parsed::Invalid { message, .. } => invalid.push(format!("{name}: {message}")),
+        };
+        macro_rules! take_all {
+            ($($kind:literal $list:ident $parse:ident,)+) => {
+                $(for object in &self.$list {
+                    take(format!("{} {}", $kind, object.name_any()), convert::$parse(object));
+                })+
+            };
+        }
+        take_all! {
+            "Service" services service,
+            "EndpointSlice" slices slice,
+            "Node" nodes node,
+            "VirtualIP" virtual_ips virtual_ip,
+            "IPAddressPool" pools pool,
+            "L2Advertisement" l2_advertisements l2_advertisement,
+            "BGPAdvertisement" bgp_advertisements bgp_advertisement,
+            "BGPPeer" peers bgp_peer,
+            "Community" communities communities,
+        }
+        (cluster, invalid)
+    }
+}
+
+fn object<K: DeserializeOwned>(document: Value) -> Result<K> {
+    let name = document
+        .pointer("/metadata/name")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let kind = document
+        .get("kind")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let what = format!("{kind} {name}");
+    serde_json::from_value(document).with_context(|| format!("{what} does not parse"))
+}
+
+async fn all<K>(client: &Client) -> Result<Vec<K>>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+{
+    list(Api::all(client.clone())).await
+}
+
+async fn ours<K>(client: &Client, namespace: &str) -> Result<Vec<K>>
+where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug,
+{
+    list(Api::namespaced(client.clone(), namespace)).await
+}
+
+async fn list<K>(api: Api<K>) -> Result<Vec<K>>
+where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
+{
+    let kind = K::kind(&()).into_owned();
+    match api.list(&ListParams::default()).await {
+        Ok(list) => Ok(list.items),
+        Err(kube::Error::Api(error)) if error.code == 404 => {
+            anyhow::bail!("the cluster has no {kind}: is Bellrock installed there?")
+        }
+        Err(error) => Err(error).with_context(|| format!("list {kind} objects")),
+    }
+}

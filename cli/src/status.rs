@@ -1,0 +1,253 @@
+//! `bellrock status`: nodes, BGP sessions, pools and the Services that wait.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use bellrock_api::{AddressState, SessionState};
+use kube::ResourceExt;
+use serde::Serialize;
+
+use crate::dump::{Dump, Source};
+use crate::table::{Output, print_value, table, text};
+
+/// Options of `bellrock status`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Format of the answer
+    #[arg(short, long, default_value = "text")]
+    output: Output,
+    #[command(flatten)]
+    source: Source,
+}
+
+#[derive(Debug, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    nodes: Vec<NodeStatus>,
+    sessions: Vec<Session>,
+    pools: Vec<Pool>,
+    pending: Vec<Pending>,
+}
+
+#[derive(Debug, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+struct NodeStatus {
+    node: String,
+    /// Absent: no speaker has reported from this node.
+    speaker: Option<String>,
+    forwarding: String,
+    services: u32,
+    addresses_owned: usize,
+    configuration: String,
+}
+
+#[derive(Debug, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+struct Session {
+    node: String,
+    peer: String,
+    address: String,
+    state: SessionState,
+    since: String,
+    prefixes: u32,
+    last_error: String,
+}
+
+#[derive(Debug, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+struct Pool {
+    pool: String,
+    addresses: Vec<String>,
+    assigned: i64,
+    available: i64,
+}
+
+#[derive(Debug, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+struct Pending {
+    namespace: String,
+    name: String,
+    reason: String,
+    message: String,
+}
+
+pub(crate) async fn run(args: &Args) -> Result<ExitCode> {
+    let dump = args.source.load().await?;
+    let status = summarize(&dump);
+    if !print_value(args.output, &status)? {
+        print!("{}", render(&status));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn summarize(dump: &Dump) -> Status {
+    Status {
+        nodes: dump
+            .nodes
+            .iter()
+            .map(|node| node_status(dump, node.name_any()))
+            .collect(),
+        sessions: sessions(dump),
+        pools: dump.pools.iter().map(pool).collect(),
+        pending: dump.services.iter().filter_map(pending).collect(),
+    }
+}
+
+fn node_status(dump: &Dump, node: String) -> NodeStatus {
+    let speaker = dump
+        .speakers
+        .iter()
+        .find(|speaker| speaker.name_any() == node);
+    let status = speaker.and_then(|speaker| speaker.status.clone());
+    let version = status.as_ref().map(|status| status.version.clone());
+    let status = status.unwrap_or_default();
+    let forwarding = status.forwarding.unwrap_or_default();
+    let configuration = status.configuration.unwrap_or_default();
+    NodeStatus {
+        node,
+        forwarding: match (&version, forwarding.ready) {
+            (None, _) => "unknown".to_owned(),
+            (Some(_), true) => "ready".to_owned(),
+            (Some(_), false) => forwarding.message.unwrap_or_else(|| "not ready".to_owned()),
+        },
+        services: forwarding.services,
+        addresses_owned: status
+            .addresses
+            .iter()
+            .filter(|address| address.state == AddressState::Own)
+            .count(),
+        configuration: match (&version, configuration.accepted) {
+            (None, _) => "unknown".to_owned(),
+            (Some(_), true) => "accepted".to_owned(),
+            (Some(_), false) => configuration
+                .message
+                .unwrap_or_else(|| "refused".to_owned()),
+        },
+        speaker: version,
+    }
+}
+
+fn sessions(dump: &Dump) -> Vec<Session> {
+    let mut sessions: Vec<Session> = dump
+        .speakers
+        .iter()
+        .flat_map(|speaker| {
+            let node = speaker.name_any();
+            let status = speaker.status.clone().unwrap_or_default();
+            status.sessions.into_iter().map(move |session| Session {
+                node: node.clone(),
+                peer: session.peer,
+                address: session.address.unwrap_or_default(),
+                state: session.state,
+                since: session
+                    .since
+                    .map(|time| time.0.to_string())
+                    .unwrap_or_default(),
+                prefixes: session.prefixes,
+                last_error: session.last_error.unwrap_or_default(),
+            })
+        })
+        .collect();
+    sessions.sort_by(|a, b| (&a.node, &a.peer).cmp(&(&b.node, &b.peer)));
+    sessions
+}
+
+fn pool(pool: &bellrock_api::IPAddressPool) -> Pool {
+    let status = pool.status.clone().unwrap_or_default();
+    Pool {
+        pool: pool.name_any(),
+        addresses: pool.spec.addresses.clone(),
+        assigned: status.assigned_ipv4.saturating_add(status.assigned_ipv6),
+        available: status.available_ipv4.saturating_add(status.available_ipv6),
+    }
+}
+
+/// A Service that waits: of our concern, and its condition says False.
+fn pending(service: &k8s_openapi::api::core::v1::Service) -> Option<Pending> {
+    let condition = service
+        .status
+        .as_ref()?
+        .conditions
+        .as_ref()?
+        .iter()
+        .find(|condition| {
+            condition.type_ == bellrock_api::annotations::CONDITION_LOAD_BALANCER
+                && condition.status != "True"
+        })?;
+    Some(Pending {
+        namespace: service.namespace().unwrap_or_default(),
+        name: service.name_any(),
+        reason: condition.reason.clone(),
+        message: condition.message.clone(),
+    })
+}
+
+fn render(status: &Status) -> String {
+    let mut nodes = table(&[
+        "NODE",
+        "SPEAKER",
+        "FORWARDING",
+        "SERVICES",
+        "OWNED",
+        "CONFIGURATION",
+    ]);
+    for node in &status.nodes {
+        nodes.add_row([
+            node.node.clone(),
+            node.speaker.clone().unwrap_or_else(|| "none".to_owned()),
+            node.forwarding.clone(),
+            node.services.to_string(),
+            node.addresses_owned.to_string(),
+            node.configuration.clone(),
+        ]);
+    }
+    let mut sessions = table(&[
+        "NODE",
+        "PEER",
+        "ADDRESS",
+        "STATE",
+        "SINCE",
+        "PREFIXES",
+        "LAST ERROR",
+    ]);
+    for session in &status.sessions {
+        sessions.add_row([
+            session.node.clone(),
+            session.peer.clone(),
+            session.address.clone(),
+            format!("{:?}", session.state),
+            session.since.clone(),
+            session.prefixes.to_string(),
+            session.last_error.clone(),
+        ]);
+    }
+    let mut pools = table(&["POOL", "ADDRESSES", "ASSIGNED", "AVAILABLE"]);
+    for pool in &status.pools {
+        pools.add_row([
+            pool.pool.clone(),
+            pool.addresses.join(","),
+            pool.assigned.to_string(),
+            pool.available.to_string(),
+        ]);
+    }
+    let mut pending = table(&["SERVICE WITHOUT ADDRESS", "REASON", "MESSAGE"]);
+    for service in &status.pending {
+        pending.add_row([
+            format!("{}/{}", service.namespace, service.name),
+            service.reason.clone(),
+            service.message.clone(),
+        ]);
+    }
+    let tables = [
+        (nodes, status.nodes.len()),
+        (sessions, status.sessions.len()),
+        (pools, status.pools.len()),
+        (pending, status.pending.len()),
+    ];
+    let parts: Vec<String> = tables
+        .iter()
+        .filter(|(_, rows)| *rows > 0)
+        .map(|(table, _)| format!("{}\n", text(table)))
+        .collect();
+    parts.join("\n")
+}

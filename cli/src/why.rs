@@ -1,0 +1,474 @@
+//! `bellrock why`: who announces an address, and for every other node why it
+//! does not.
+//!
+//! The reasons come from the speaker's own decision functions, run here for
+//! each node; what only a speaker can know (who answers on the segment,
+//! whether a session is up) comes from its SpeakerStatus.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use bellrock_api::{
+    AddressRange, AnnouncementReason as Reason, Refusal, RefusalProtocol, SessionState,
+    SpeakerStatusStatus,
+};
+use bellrock_forward::ServiceKey;
+use bellrock_speaker::cluster::Cluster;
+use bellrock_speaker::plan::{self, Carried, Settings, Verdict, Way};
+use kube::ResourceExt;
+use serde::Serialize;
+
+use crate::dump::{Dump, Source};
+use crate::table::{Output, print_value, table, text};
+
+/// Options of `bellrock why`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  bellrock why svc/web                 the Service web of the namespace default
+  bellrock why -n shop svc/web         the same in the namespace shop
+  bellrock why 192.0.2.10              whoever holds this address
+  bellrock why 192.0.2.10 -f dump.yaml from a saved dump, without a cluster")]
+pub(crate) struct Args {
+    /// svc/NAME or an address
+    target: String,
+    /// Namespace of the Service
+    #[arg(short, long, default_value = "default")]
+    namespace: String,
+    /// Format of the answer
+    #[arg(short, long, default_value = "text")]
+    output: Output,
+    /// Explain as speakers with --ignore-exclude-label decide
+    #[arg(long)]
+    ignore_exclude_label: bool,
+    #[command(flatten)]
+    source: Source,
+}
+
+/// What the argument names.
+#[derive(Debug, PartialEq, Eq)]
+enum Target {
+    Address(IpAddr),
+    Service(ServiceKey),
+}
+
+/// The whole answer.
+#[derive(Debug, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+struct Explanation {
+    services: Vec<ServiceExplanation>,
+    /// What is wrong with the question or the cluster as a whole.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<String>,
+}
+
+#[derive(Debug, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+struct ServiceExplanation {
+    namespace: String,
+    name: String,
+    /// From the Service's condition, which the controller writes.
+    allocation: Allocation,
+    addresses: Vec<AddressExplanation>,
+}
+
+#[derive(Debug, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+struct Allocation {
+    reason: String,
+    message: String,
+}
+
+#[derive(Debug, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+struct AddressExplanation {
+    address: IpAddr,
+    pool: Option<String>,
+    owner: Option<String>,
+    since: Option<String>,
+    cause: Option<String>,
+    desired: Option<String>,
+    nodes: Vec<NodeExplanation>,
+}
+
+#[derive(Debug, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+struct NodeExplanation {
+    node: String,
+    l2: Outcome,
+    bgp: Outcome,
+}
+
+#[derive(Debug, Clone, Serialize, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+struct Outcome {
+    reason: &'static str,
+    sentence: &'static str,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    detail: String,
+}
+
+pub(crate) async fn run(args: &Args) -> Result<ExitCode> {
+    let target = parse(&args.target, &args.namespace)?;
+    let dump = args.source.load().await?;
+    let settings = Settings {
+        ignore_exclude_label: args.ignore_exclude_label,
+    };
+    let explanation = explain(&dump, &target, settings);
+    if !print_value(args.output, &explanation)? {
+        print!("{}", render(&explanation));
+    }
+    let found = !explanation.services.is_empty();
+    Ok(if found {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn parse(target: &str, namespace: &str) -> Result<Target> {
+    if let Ok(address) = target.parse() {
+        return Ok(Target::Address(address));
+    }
+    let name = ["svc/", "service/", "services/"]
+        .iter()
+        .find_map(|prefix| target.strip_prefix(prefix))
+        .unwrap_or(target);
+    let (namespace, name) = name.split_once('/').unwrap_or((namespace, name));
+    if name.is_empty() || name.contains('/') || namespace.is_empty() {
+        bail!("{target:?} is neither an address nor svc/NAME");
+    }
+    Ok(Target::Service(ServiceKey {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    }))
+}
+
+fn explain(dump: &Dump, target: &Target, settings: Settings) -> Explanation {
+    let (cluster, invalid) = dump.cluster();
+    let mut notes: Vec<String> = invalid
+        .into_iter()
+        .map(|what| format!("refused by the speakers: {what}"))
+        .collect();
+    let keys: BTreeSet<ServiceKey> = match target {
+        Target::Service(key) => [key.clone()].into(),
+        Target::Address(address) => match cluster.virtual_ips.get(address) {
+            Some(vip) if !vip.claims.is_empty() => vip.claims.clone(),
+            Some(_) => {
+                notes.push(format!(
+                    "{address} is reserved by a VirtualIP that no Service claims"
+                ));
+                BTreeSet::new()
+            }
+            None => {
+                notes.push(unassigned(dump, *address));
+                BTreeSet::new()
+            }
+        },
+    };
+    let mut services = Vec::new();
+    for key in keys {
+        match explain_service(dump, &cluster, &key, settings) {
+            Some(service) => services.push(service),
+            None => notes.push(format!(
+                "there is no Service {}/{}",
+                key.namespace, key.name
+            )),
+        }
+    }
+    Explanation { services, notes }
+}
+
+fn unassigned(dump: &Dump, address: IpAddr) -> String {
+    let pool = dump.pools.iter().find(|pool| {
+        pool.spec
+            .addresses
+            .iter()
+            .filter_map(|entry| entry.parse::<AddressRange>().ok())
+            .any(|range| range.contains(address))
+    });
+    match pool {
+        Some(pool) => format!(
+            "{address} is free: no Service has it (pool {})",
+            pool.name_any()
+        ),
+        None => format!("{address} is in no IPAddressPool and no Service has it"),
+    }
+}
+
+fn explain_service(
+    dump: &Dump,
+    cluster: &Cluster,
+    key: &ServiceKey,
+    settings: Settings,
+) -> Option<ServiceExplanation> {
+    let object = dump
+        .services
+        .iter()
+        .find(|s| s.namespace().as_deref() == Some(&key.namespace) && s.name_any() == key.name)?;
+    let addresses = cluster
+        .addresses(key)
+        .map(|(address, vip)| {
+            let record = dump
+                .virtual_ips
+                .iter()
+                .find(|vip| vip.spec.ip() == Ok(address));
+            let status = record
+                .and_then(|vip| vip.status.clone())
+                .unwrap_or_default();
+            let owner = status.owner.clone();
+            AddressExplanation {
+                address,
+                pool: vip.pool.clone(),
+                nodes: cluster
+                    .nodes
+                    .keys()
+                    .map(|node| {
+                        let plan = plan::plan_service(cluster, node, key, settings, &Carried::Yes);
+                        let view = NodeView {
+                            dump,
+                            node,
+                            key,
+                            address,
+                            owner: owner.as_deref(),
+                        };
+                        let outcome = |way| {
+                            let verdict = plan.verdicts.iter().find(|verdict| {
+                                verdict.way == way && verdict.address == Some(address)
+                            });
+                            verdict.map_or_else(
+                                || Outcome::of(Reason::NoVirtualIP, String::new()),
+                                |verdict| view.outcome(verdict),
+                            )
+                        };
+                        NodeExplanation {
+                            node: node.clone(),
+                            l2: outcome(Way::L2),
+                            bgp: outcome(Way::Bgp),
+                        }
+                    })
+                    .collect(),
+                since: status.since.map(|time| time.0.to_string()),
+                cause: status.cause,
+                owner,
+                desired: vip.desired.clone(),
+            }
+        })
+        .collect();
+    Some(ServiceExplanation {
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+        allocation: allocation(object),
+        addresses,
+    })
+}
+
+fn allocation(service: &k8s_openapi::api::core::v1::Service) -> Allocation {
+    use bellrock_api::AllocationReason;
+    let load_balancer =
+        service.spec.as_ref().and_then(|spec| spec.type_.as_deref()) == Some("LoadBalancer");
+    if !load_balancer {
+        let reason = AllocationReason::NotLoadBalancer;
+        return Allocation {
+            reason: reason.as_str().to_owned(),
+            message: reason.sentence().to_owned(),
+        };
+    }
+    let conditions = service
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
+    let condition = conditions
+        .into_iter()
+        .flatten()
+        .find(|condition| condition.type_ == bellrock_api::annotations::CONDITION_LOAD_BALANCER);
+    match condition {
+        Some(condition) => Allocation {
+            reason: condition.reason.clone(),
+            message: condition.message.clone(),
+        },
+        None => Allocation {
+            reason: "NotSeen".to_owned(),
+            message: "The controller has not looked at this Service: is it running, and is the \
+                      Service's loadBalancerClass one of its own?"
+                .to_owned(),
+        },
+    }
+}
+
+/// One node, address and Service, as its speaker reports it.
+struct NodeView<'a> {
+    dump: &'a Dump,
+    node: &'a str,
+    key: &'a ServiceKey,
+    address: IpAddr,
+    owner: Option<&'a str>,
+}
+
+impl NodeView<'_> {
+    fn status(&self) -> Option<&SpeakerStatusStatus> {
+        let speaker = self
+            .dump
+            .speakers
+            .iter()
+            .find(|s| s.name_any() == self.node)?;
+        speaker.status.as_ref()
+    }
+
+    fn outcome(&self, verdict: &Verdict) -> Outcome {
+        if let Some(reason) = verdict.refused {
+            return Outcome::of(reason, String::new());
+        }
+        let Some(status) = self.status() else {
+            let detail = "no speaker has reported from this node".to_owned();
+            return Outcome::of(Reason::NodeUnknown, detail);
+        };
+        if let Some((reason, refusal)) = self.reported(status, verdict.way) {
+            return Outcome::of(reason, refusal.message.clone());
+        }
+        match verdict.way {
+            Way::L2 if self.owner == Some(self.node) => {
+                Outcome::of(Reason::Announced, String::new())
+            }
+            Way::L2 => Outcome::of(Reason::Standby, String::new()),
+            Way::Bgp => sessions(status, &verdict.peers),
+        }
+    }
+
+    /// What only the speaker can know. Anything else that it reported a
+    /// moment ago is decided afresh here.
+    fn reported<'s>(
+        &self,
+        status: &'s SpeakerStatusStatus,
+        way: Way,
+    ) -> Option<(Reason, &'s Refusal)> {
+        let protocol = match way {
+            Way::L2 => RefusalProtocol::L2,
+            Way::Bgp => RefusalProtocol::Bgp,
+        };
+        status
+            .refusals
+            .iter()
+            .filter(|refusal| {
+                refusal.namespace == self.key.namespace
+                    && refusal.name == self.key.name
+                    && refusal.protocol == protocol
+                    && refusal
+                        .address
+                        .as_deref()
+                        .is_none_or(|a| a.parse() == Ok(self.address))
+            })
+            .filter_map(|refusal| Some((refusal.reason.parse().ok()?, refusal)))
+            .find(|(reason, _)| {
+                matches!(
+                    reason,
+                    Reason::ForwardingNotReady
+                        | Reason::ForwardingRefused
+                        | Reason::NoInterface
+                        | Reason::HeldByForeignHost
+                        | Reason::Verifying
+                )
+            })
+    }
+}
+
+fn sessions(status: &SpeakerStatusStatus, peers: &BTreeSet<String>) -> Outcome {
+    let of_service = || {
+        status
+            .sessions
+            .iter()
+            .filter(|session| peers.contains(&session.peer))
+    };
+    let up: Vec<&str> = of_service()
+        .filter(|session| session.state == SessionState::Established)
+        .map(|session| session.peer.as_str())
+        .collect();
+    if !up.is_empty() {
+        return Outcome::of(Reason::Announced, format!("to {}", up.join(", ")));
+    }
+    let down: Vec<String> = of_service()
+        .map(|session| {
+            let error = session
+                .last_error
+                .as_deref()
+                .unwrap_or("not established yet");
+            format!("{}: {error}", session.peer)
+        })
+        .collect();
+    Outcome::of(Reason::SessionDown, down.join("; "))
+}
+
+impl Outcome {
+    fn of(reason: Reason, detail: String) -> Self {
+        Self {
+            reason: reason.as_str(),
+            sentence: reason.sentence(),
+            detail,
+        }
+    }
+
+    fn short(&self) -> String {
+        if self.detail.is_empty() {
+            self.reason.to_owned()
+        } else {
+            format!("{} ({})", self.reason, self.detail)
+        }
+    }
+}
+
+fn render(explanation: &Explanation) -> String {
+    let mut out = String::new();
+    for service in &explanation.services {
+        out += &format!("Service {}/{}\n", service.namespace, service.name);
+        let Allocation { reason, message } = &service.allocation;
+        out += &format!("  {reason}: {message}\n");
+        let mut legend: BTreeSet<(&str, &str)> = BTreeSet::new();
+        for address in &service.addresses {
+            out += &format!("\n{}", address.address);
+            if let Some(pool) = &address.pool {
+                out += &format!(" from pool {pool}");
+            }
+            match (&address.owner, &address.since, &address.cause) {
+                (Some(owner), Some(since), cause) => {
+                    let cause = cause.as_deref().unwrap_or("unknown");
+                    out += &format!(", answered on the segment by {owner} since {since} ({cause})");
+                }
+                (Some(owner), None, _) => {
+                    out += &format!(", answered on the segment by {owner}");
+                }
+                (None, _, _) => {}
+            }
+            out += "\n";
+            let mut rows = table(&["  NODE", "L2", "BGP"]);
+            for node in &address.nodes {
+                rows.add_row([
+                    format!("  {}", node.node),
+                    node.l2.short(),
+                    node.bgp.short(),
+                ]);
+                for outcome in [&node.l2, &node.bgp] {
+                    if outcome.reason != Reason::Announced.as_str() {
+                        legend.insert((outcome.reason, outcome.sentence));
+                    }
+                }
+            }
+            out += &text(&rows);
+            out += "\n";
+        }
+        if !legend.is_empty() {
+            out += "\n";
+            for (reason, sentence) in legend {
+                out += &format!("{reason}: {sentence}\n");
+            }
+        }
+        out += "\n";
+    }
+    for note in &explanation.notes {
+        out += &format!("{note}\n");
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+//! The answers of `bellrock why` on a dump.
+
+use bellrock_api::AnnouncementReason;
+
+use super::*;
+
+const DUMP: &str = include_str!("dump.yaml");
+
+fn source() -> Source {
+    Source {
+        filename: None,
+        bellrock_namespace: "bellrock-system".to_owned(),
+    }
+}
+
+fn ask(dump: &str, target: &str) -> Explanation {
+    let dump = source().parse(dump).unwrap();
+    explain(
+        &dump,
+        &parse(target, "default").unwrap(),
+        Settings::default(),
+    )
+}
+
+fn reasons(explanation: &Explanation) -> Vec<(&str, &str, &str)> {
+    explanation.services[0].addresses[0]
+        .nodes
+        .iter()
+        .map(|node| (node.node.as_str(), node.l2.reason, node.bgp.reason))
+        .collect()
+}
+
+#[test]
+fn targets_are_addresses_or_services() {
+    let service = |namespace: &str, name: &str| {
+        Target::Service(ServiceKey {
+            namespace: namespace.into(),
+            name: name.into(),
+        })
+    };
+    for (text, target) in [
+        ("192.0.2.10", Target::Address("192.0.2.10".parse().unwrap())),
+        (
+            "2001:db8::1",
+            Target::Address("2001:db8::1".parse().unwrap()),
+        ),
+        ("svc/web", service("default", "web")),
+        ("service/web", service("default", "web")),
+        ("web", service("default", "web")),
+        ("shop/web", service("shop", "web")),
+    ] {
+        assert_eq!(parse(text, "default").unwrap(), target, "{text}");
+    }
+    for text in ["", "svc/", "a/b/c"] {
+        assert!(parse(text, "default").is_err(), "{text:?}");
+    }
+}
+
+#[test]
+fn the_owner_announces_and_each_other_node_has_its_reason() {
+    let explanation = ask(DUMP, "svc/web");
+    assert_eq!(
+        reasons(&explanation),
+        [
+            ("n1", "Announced", "Announced"),
+            ("n2", "Standby", "SessionDown"),
+            ("n3", "NodeExcluded", "NodeExcluded"),
+        ]
+    );
+    assert_eq!(
+        explanation,
+        ask(DUMP, "192.0.2.10"),
+        "the address leads to the same answer"
+    );
+    let text = render(&explanation);
+    for part in [
+        "Service default/web",
+        "192.0.2.10 from pool main, answered on the segment by n1 since",
+        "(first claim)",
+        "SessionDown (tor: connection refused)",
+        AnnouncementReason::NodeExcluded.sentence(),
+    ] {
+        assert!(text.contains(part), "{part:?} is missing in:\n{text}");
+    }
+}
+
+#[test]
+fn policy_local_names_the_nodes_without_endpoint() {
+    let local = DUMP.replace(
+        "externalTrafficPolicy: Cluster",
+        "externalTrafficPolicy: Local",
+    );
+    let explanation = ask(&local, "svc/web");
+    assert_eq!(
+        reasons(&explanation)[1],
+        ("n2", "NoLocalEndpoint", "NoLocalEndpoint")
+    );
+}
+
+#[test]
+fn what_only_the_speaker_knows_comes_from_its_status() {
+    let held = DUMP.replace("reason: Placeholder", "reason: HeldByForeignHost");
+    let explanation = ask(&held, "svc/web");
+    assert_eq!(reasons(&explanation)[1].1, "HeldByForeignHost");
+    let silent = DUMP.replace("kind: SpeakerStatus", "kind: Other");
+    assert_eq!(reasons(&ask(&silent, "svc/web"))[0].1, "NodeUnknown");
+}
+
+#[test]
+fn a_service_without_address_tells_what_the_controller_said() {
+    let explanation = ask(DUMP, "svc/waits");
+    let service = &explanation.services[0];
+    assert_eq!(service.allocation.reason, "PoolExhausted");
+    assert!(service.addresses.is_empty());
+    assert!(render(&explanation).contains("PoolExhausted: pool main has no free address"));
+}
+
+#[test]
+fn what_is_not_there_is_said_so() {
+    let nothing = ask(DUMP, "svc/nowhere");
+    assert_eq!(nothing.notes, ["there is no Service default/nowhere"]);
+    let free = ask(DUMP, "192.0.2.77");
+    assert_eq!(
+        free.notes,
+        ["192.0.2.77 is free: no Service has it (pool main)"]
+    );
+    let foreign = ask(DUMP, "203.0.113.1");
+    assert_eq!(
+        foreign.notes,
+        ["203.0.113.1 is in no IPAddressPool and no Service has it"]
+    );
+}
+
+#[test]
+fn a_peer_that_asks_for_more_than_this_release_does_is_noted() {
+    let password = DUMP.replace("peerASN: 64513", "peerASN: 64513\n      password: secret");
+    let explanation = ask(&password, "svc/web");
+    assert_eq!(
+        explanation.notes,
+        ["refused by the speakers: BGPPeer tor: password is not supported by this release"]
+    );
+    assert!(!render(&explanation).contains("secret"));
+    assert_eq!(reasons(&explanation)[0].2, "NoPeer");
+}
+
+#[test]
+fn a_dump_that_does_not_parse_names_the_object() {
+    let broken = DUMP.replace("address: 192.0.2.10", "address: [1]");
+    let error = format!("{:#}", source().parse(&broken).unwrap_err());
+    assert!(
+        error.contains("VirtualIP 192.0.2.10 does not parse"),
+        "{error}"
+    );
+    assert!(source().parse("{").is_err());
+}

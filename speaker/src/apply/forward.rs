@@ -1,0 +1,96 @@
+//! The forwarding table has a thread of its own: netlink is synchronous, and
+//! a first load of many Services takes a while.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc;
+
+use anyhow::{Context, Result};
+use bellrock_forward::{Forwarder, Node, Report, Service, ServiceKey};
+use tokio::sync::oneshot;
+
+type Reply = oneshot::Sender<Result<Report, bellrock_forward::Error>>;
+
+enum Request {
+    Sync(Node, BTreeMap<ServiceKey, Service>, Reply),
+    Apply(BTreeMap<ServiceKey, Option<Service>>, Reply),
+    SetNode(Node, Reply),
+    Check(Reply),
+}
+
+/// The forwarding thread's other end. Dropping it ends the thread; the table
+/// stays, so that traffic outlives the speaker.
+#[derive(Debug)]
+pub struct Forwarding {
+    requests: mpsc::SyncSender<Request>,
+}
+
+impl Forwarding {
+    /// Opens the netlink socket in the calling thread's network namespace and
+    /// starts the thread.
+    pub fn start() -> Result<Self> {
+        let forwarder = Forwarder::open().context("open netlink for nftables")?;
+        let (requests, queue) = mpsc::sync_channel(4);
+        std::thread::Builder::new()
+            .name("forward".to_owned())
+            .spawn(move || serve(forwarder, &queue))
+            .context("start the forwarding thread")?;
+        Ok(Self { requests })
+    }
+
+    /// Makes the table exactly this, keeping what is right already.
+    pub async fn sync(
+        &self,
+        node: Node,
+        services: BTreeMap<ServiceKey, Service>,
+    ) -> Result<Report> {
+        self.ask(|reply| Request::Sync(node, services, reply)).await
+    }
+
+    /// Changes these Services.
+    pub async fn apply(&self, changes: BTreeMap<ServiceKey, Option<Service>>) -> Result<Report> {
+        self.ask(|reply| Request::Apply(changes, reply)).await
+    }
+
+    /// Changes the node's own entries.
+    pub async fn set_node(&self, node: Node) -> Result<Report> {
+        self.ask(|reply| Request::SetNode(node, reply)).await
+    }
+
+    /// Puts the table back if somebody else changed or flushed it.
+    pub async fn check(&self) -> Result<Report> {
+        self.ask(Request::Check).await
+    }
+
+    async fn ask(&self, request: impl FnOnce(Reply) -> Request) -> Result<Report> {
+        let (reply, answer) = oneshot::channel();
+        // The queue holds a few requests and one caller waits for each answer,
+        // so this does not block.
+        self.requests
+            .send(request(reply))
+            .ok()
+            .context("the forwarding thread has ended")?;
+        Ok(answer.await.context("the forwarding thread has ended")??)
+    }
+}
+
+fn serve(mut forwarder: Forwarder, queue: &mpsc::Receiver<Request>) {
+    while let Ok(request) = queue.recv() {
+        let (result, reply) = match request {
+            Request::Sync(node, services, reply) => (forwarder.sync(&node, &services), reply),
+            Request::Apply(changes, reply) => (forwarder.apply(changes), reply),
+            Request::SetNode(node, reply) => (forwarder.set_node(&node), reply),
+            Request::Check(reply) => (check(&mut forwarder), reply),
+        };
+        // The asker may be gone: it is shutting down.
+        let _ = reply.send(result);
+    }
+}
+
+/// Puts the table back if somebody else touched it; otherwise does nothing.
+fn check(forwarder: &mut Forwarder) -> Result<Report, bellrock_forward::Error> {
+    if forwarder.check()? {
+        forwarder.apply(BTreeMap::new())
+    } else {
+        Ok(Report::default())
+    }
+}

@@ -1,0 +1,366 @@
+//! The part of the cluster that a speaker decides from: a typed, trimmed
+//! snapshot, and which Services each change touches.
+//!
+//! Objects are projected as they arrive and then dropped: an endpoint costs
+//! tens of bytes here, not the kilobyte of its API object.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use bellrock_bgp::PeerAsn;
+use bellrock_forward::{Protocol, ServiceKey};
+use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+
+/// `spec.externalTrafficPolicy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrafficPolicy {
+    /// Any endpoint of the cluster.
+    Cluster,
+    /// Only endpoints of the node that the packet reached.
+    Local,
+}
+
+/// A Service of type `LoadBalancer`, as far as speakers care.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    /// Its labels, for `serviceSelectors`.
+    pub labels: BTreeMap<String, String>,
+    /// `externalTrafficPolicy`.
+    pub policy: TrafficPolicy,
+    /// `sessionAffinity: ClientIP`.
+    pub affinity: bool,
+    /// `loadBalancerSourceRanges`, those that parse.
+    pub source_ranges: Vec<IpNet>,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+}
+
+/// One port of a Service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Its name; empty where the Service has one port.
+    pub name: String,
+    /// TCP, UDP or SCTP.
+    pub protocol: Protocol,
+    /// The port on the load balancer's address.
+    pub port: u16,
+    /// The port on every node, if allocated.
+    pub node_port: Option<u16>,
+}
+
+/// What one EndpointSlice says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Slice {
+    /// Port number by (port name, protocol).
+    pub ports: BTreeMap<(String, Protocol), u16>,
+    /// Its endpoints.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One endpoint of a slice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// The pod's address. A slice's endpoint has interchangeable addresses;
+    /// the first one is used, as kube-proxy does.
+    pub address: IpAddr,
+    /// Where it runs, if the slice says so.
+    pub node: Option<String>,
+    /// Takes new traffic: ready and not terminating.
+    pub ready: bool,
+    /// Terminating but still serving (KEP-1669): used when none is ready.
+    pub serving_terminating: bool,
+}
+
+/// A node, as far as announcing cares.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Node {
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// InternalIP addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// `spec.podCIDRs`.
+    pub pod_networks: Vec<IpNet>,
+    /// Condition NetworkUnavailable is true.
+    pub network_unavailable: bool,
+    /// Keys of its taints.
+    pub taints: BTreeSet<String>,
+    /// Has a deletion timestamp.
+    pub deleting: bool,
+}
+
+/// An allocated address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VirtualIp {
+    /// Pool it was taken from.
+    pub pool: Option<String>,
+    /// The Services that hold it.
+    pub claims: BTreeSet<ServiceKey>,
+    /// Where the controller wants it answered on the segment.
+    pub desired: Option<String>,
+    /// Who comes next, in this order.
+    pub successors: Vec<String>,
+    /// When it was created, in seconds since 1970.
+    pub created: u64,
+    /// Owner and epoch that were recorded last.
+    pub recorded: Option<(String, u64)>,
+}
+
+/// Labels of a pool. Its addresses are the controller's business.
+pub type PoolLabels = BTreeMap<String, String>;
+
+/// Which pools, Services and nodes an advertisement speaks for.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Scope {
+    /// `ipAddressPools`.
+    pub pools: BTreeSet<String>,
+    /// `ipAddressPoolSelectors`; with `pools` empty too, every pool.
+    pub pool_selectors: Vec<LabelSelector>,
+    /// `serviceSelectors`; empty: every Service.
+    pub service_selectors: Vec<LabelSelector>,
+    /// `nodeSelectors`; empty: every node.
+    pub node_selectors: Vec<LabelSelector>,
+}
+
+/// An L2Advertisement.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct L2Advertisement {
+    /// What it speaks for.
+    pub scope: Scope,
+    /// Interfaces to answer on; empty: all.
+    pub interfaces: BTreeSet<String>,
+}
+
+/// A BGPAdvertisement.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct BgpAdvertisement {
+    /// What it speaks for.
+    pub scope: Scope,
+    /// Names of BGPPeers; empty: all.
+    pub peers: BTreeSet<String>,
+    /// Prefix length that IPv4 addresses are announced with.
+    pub aggregation_length: u8,
+    /// LOCAL_PREF towards internal peers.
+    pub local_pref: Option<u32>,
+    /// Its communities.
+    pub communities: BTreeSet<CommunityName>,
+}
+
+/// A standard community (RFC 1997), by number or by alias.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CommunityName {
+    /// The number.
+    Value(u32),
+    /// The name that a Community object gives it.
+    Alias(String),
+}
+
+/// A BGPPeer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Peer {
+    /// Nodes that hold a session with it; empty: all.
+    pub node_selectors: Vec<LabelSelector>,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its TCP port.
+    pub port: u16,
+    /// Address to connect from.
+    pub source: Option<IpAddr>,
+    /// Our AS number.
+    pub local_asn: u32,
+    /// Its AS number.
+    pub peer_asn: PeerAsn,
+    /// BGP identifier; by default the node's IPv4 address.
+    pub router_id: Option<Ipv4Addr>,
+    /// Hold time that we offer.
+    pub hold_time: Duration,
+    /// Keepalive interval; by default a third of the hold time.
+    pub keepalive_time: Option<Duration>,
+    /// Time between attempts to connect.
+    pub connect_time: Option<Duration>,
+    /// More than one hop away.
+    pub multihop: bool,
+}
+
+/// One object that changed; `None` where it is gone.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    /// A Service; one of another type than LoadBalancer counts as gone.
+    Service(ServiceKey, Option<Service>),
+    /// An EndpointSlice by name, and the Service that it belongs to.
+    Slice(ServiceKey, String, Option<Slice>),
+    /// A Node.
+    Node(String, Option<Node>),
+    /// A VirtualIP.
+    VirtualIp(IpAddr, Option<VirtualIp>),
+    /// An IPAddressPool.
+    Pool(String, Option<PoolLabels>),
+    /// An L2Advertisement.
+    L2Advertisement(String, Option<L2Advertisement>),
+    /// A BGPAdvertisement.
+    BgpAdvertisement(String, Option<BgpAdvertisement>),
+    /// A BGPPeer.
+    Peer(String, Option<Peer>),
+    /// A Community object: numbers by alias.
+    Community(String, Option<BTreeMap<String, u32>>),
+}
+
+/// What has to be planned again after changes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dirty {
+    /// These Services.
+    pub services: BTreeSet<ServiceKey>,
+    /// Every Service: an advertisement, a pool or this node changed.
+    pub all: bool,
+    /// The node's own table entries: addresses or pod networks.
+    pub node: bool,
+    /// The set of BGP peers of this node.
+    pub peers: bool,
+}
+
+impl Dirty {
+    /// Nothing to do.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The snapshot.
+#[derive(Debug, Clone, Default)]
+pub struct Cluster {
+    /// Services of type LoadBalancer.
+    pub services: BTreeMap<ServiceKey, Service>,
+    /// Slices by Service, then by slice name.
+    pub slices: BTreeMap<ServiceKey, BTreeMap<String, Slice>>,
+    /// Nodes by name.
+    pub nodes: BTreeMap<String, Node>,
+    /// VirtualIPs by address.
+    pub virtual_ips: BTreeMap<IpAddr, VirtualIp>,
+    /// Pools by name.
+    pub pools: BTreeMap<String, PoolLabels>,
+    /// L2Advertisements by name.
+    pub l2_advertisements: BTreeMap<String, L2Advertisement>,
+    /// BGPAdvertisements by name.
+    pub bgp_advertisements: BTreeMap<String, BgpAdvertisement>,
+    /// BGPPeers by name.
+    pub peers: BTreeMap<String, Peer>,
+    communities: BTreeMap<String, BTreeMap<String, u32>>,
+    by_service: BTreeMap<ServiceKey, BTreeSet<IpAddr>>,
+}
+
+impl Cluster {
+    /// The addresses that the allocator recorded for a Service, in order.
+    ///
+    /// Only a VirtualIP gives a Service an address; what its status claims
+    /// counts for nothing (CVE-2020-8554).
+    pub fn addresses(&self, service: &ServiceKey) -> impl Iterator<Item = (IpAddr, &VirtualIp)> {
+        self.by_service
+            .get(service)
+            .into_iter()
+            .flatten()
+            .filter_map(|address| Some((*address, self.virtual_ips.get(address)?)))
+    }
+
+    /// The number of a community, if it is known.
+    pub fn community(&self, name: &CommunityName) -> Option<u32> {
+        match name {
+            CommunityName::Value(value) => Some(*value),
+            CommunityName::Alias(alias) => self
+                .communities
+                .values()
+                .find_map(|aliases| aliases.get(alias))
+                .copied(),
+        }
+    }
+
+    /// Takes in one change and notes what it touches, seen from node `me`.
+    pub fn apply(&mut self, change: Change, me: &str, dirty: &mut Dirty) {
+        match change {
+            Change::Service(key, new) => {
+                if replace(&mut self.services, key.clone(), new) {
+                    dirty.services.insert(key);
+                }
+            }
+            Change::Slice(key, name, new) => {
+                let slices = self.slices.entry(key.clone()).or_default();
+                let changed = replace(slices, name, new);
+                if slices.is_empty() {
+                    self.slices.remove(&key);
+                }
+                if changed && self.services.contains_key(&key) {
+                    dirty.services.insert(key);
+                }
+            }
+            Change::Node(name, new) => {
+                let before = self.nodes.get(&name).cloned();
+                if replace(&mut self.nodes, name.clone(), new) {
+                    let own = name == me;
+                    let now = self.nodes.get(&name);
+                    let networks = |node: Option<&Node>| node.map(|n| n.pod_networks.clone());
+                    dirty.all |= own;
+                    dirty.peers |= own;
+                    dirty.node |= own || networks(before.as_ref()) != networks(now);
+                }
+            }
+            Change::VirtualIp(address, new) => {
+                let claims =
+                    |vip: Option<&VirtualIp>| vip.map(|vip| vip.claims.clone()).unwrap_or_default();
+                let before = claims(self.virtual_ips.get(&address));
+                if !replace(&mut self.virtual_ips, address, new) {
+                    return;
+                }
+                let now = claims(self.virtual_ips.get(&address));
+                for key in before.difference(&now) {
+                    if let Some(addresses) = self.by_service.get_mut(key) {
+                        addresses.remove(&address);
+                        if addresses.is_empty() {
+                            self.by_service.remove(key);
+                        }
+                    }
+                }
+                for key in &now {
+                    self.by_service
+                        .entry(key.clone())
+                        .or_default()
+                        .insert(address);
+                }
+                dirty.services.extend(before.into_iter().chain(now));
+            }
+            Change::Pool(name, new) => dirty.all |= replace(&mut self.pools, name, new),
+            Change::L2Advertisement(name, new) => {
+                dirty.all |= replace(&mut self.l2_advertisements, name, new);
+            }
+            Change::BgpAdvertisement(name, new) => {
+                dirty.all |= replace(&mut self.bgp_advertisements, name, new);
+            }
+            Change::Peer(name, new) => {
+                // Which peers a Service goes to depends on which exist.
+                let changed = replace(&mut self.peers, name, new);
+                dirty.peers |= changed;
+                dirty.all |= changed;
+            }
+            Change::Community(name, new) => {
+                dirty.all |= replace(&mut self.communities, name, new);
+            }
+        }
+    }
+}
+
+/// Puts `new` in the place of `key`; whether that changed anything.
+fn replace<K: Ord, V: PartialEq>(map: &mut BTreeMap<K, V>, key: K, new: Option<V>) -> bool {
+    match new {
+        Some(new) => match map.get_mut(&key) {
+            Some(old) if *old == new => false,
+            Some(old) => {
+                *old = new;
+                true
+            }
+            None => {
+                map.insert(key, new);
+                true
+            }
+        },
+        None => map.remove(&key).is_some(),
+    }
+}

@@ -1,0 +1,405 @@
+//! From API objects to the snapshot's types. Everything that a decision does
+//! not need is dropped here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use bellrock_api::annotations::LABEL_SERVICE_NAME;
+use bellrock_api::{
+    BGPAdvertisement, BGPPeer, Community, CommunityValue, DynamicAsn, IPAddressPool,
+    L2Advertisement, VirtualIP,
+};
+use bellrock_bgp::PeerAsn;
+use bellrock_forward::{Protocol, ServiceKey};
+use k8s_openapi::api::core::v1::{self as core, Service as ApiService};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::ResourceExt;
+
+use crate::cluster::{
+    self, Change, CommunityName, Endpoint, Node, Scope, Service, ServicePort, Slice, TrafficPolicy,
+    VirtualIp,
+};
+use crate::watch::Parsed;
+
+fn protocol(name: Option<&str>) -> Option<Protocol> {
+    match name.unwrap_or("TCP") {
+        "TCP" => Some(Protocol::Tcp),
+        "UDP" => Some(Protocol::Udp),
+        "SCTP" => Some(Protocol::Sctp),
+        _ => None,
+    }
+}
+
+fn port_number(number: i32) -> Option<u16> {
+    u16::try_from(number).ok().filter(|port| *port != 0)
+}
+
+/// A Service; gone, if it is not of type LoadBalancer.
+pub fn service(object: &ApiService) -> Parsed {
+    Parsed::Change(service_change(object))
+}
+
+fn service_change(object: &ApiService) -> Change {
+    let key = ServiceKey {
+        namespace: object.namespace().unwrap_or_default(),
+        name: object.name_any(),
+    };
+    let spec = object
+        .spec
+        .as_ref()
+        .filter(|spec| spec.type_.as_deref() == Some("LoadBalancer"));
+    let Some(spec) = spec else {
+        return Change::Service(key, None);
+    };
+    let ports = spec.ports.iter().flatten().filter_map(|port| {
+        Some(ServicePort {
+            name: port.name.clone().unwrap_or_default(),
+            protocol: protocol(port.protocol.as_deref())?,
+            port: port_number(port.port)?,
+            node_port: port.node_port.and_then(port_number),
+        })
+    });
+    Change::Service(
+        key,
+        Some(Service {
+            labels: object.labels().clone(),
+            policy: match spec.external_traffic_policy.as_deref() {
+                Some("Local") => TrafficPolicy::Local,
+                _ => TrafficPolicy::Cluster,
+            },
+            affinity: spec.session_affinity.as_deref() == Some("ClientIP"),
+            source_ranges: spec
+                .load_balancer_source_ranges
+                .iter()
+                .flatten()
+                .filter_map(|range| range.trim().parse().ok())
+                .collect(),
+            ports: ports.collect(),
+        }),
+    )
+}
+
+/// An EndpointSlice; nothing, if it belongs to no Service or holds names
+/// instead of addresses.
+pub fn slice(object: &EndpointSlice) -> Parsed {
+    slice_change(object).map_or(Parsed::Ignored, Parsed::Change)
+}
+
+fn slice_change(object: &EndpointSlice) -> Option<Change> {
+    let key = ServiceKey {
+        namespace: object.namespace().unwrap_or_default(),
+        name: object.labels().get(LABEL_SERVICE_NAME)?.clone(),
+    };
+    if object.address_type == "FQDN" {
+        return None;
+    }
+    let ports = object.ports.iter().flatten().filter_map(|port| {
+        let name = port.name.clone().unwrap_or_default();
+        Some((
+            (name, protocol(port.protocol.as_deref())?),
+            port_number(port.port?)?,
+        ))
+    });
+    let endpoints = object.endpoints.iter().filter_map(|endpoint| {
+        let conditions = endpoint.conditions.clone().unwrap_or_default();
+        let terminating = conditions.terminating == Some(true);
+        Some(Endpoint {
+            address: endpoint.addresses.first()?.parse().ok()?,
+            node: endpoint.node_name.clone(),
+            // An unset `ready` means ready.
+            ready: conditions.ready != Some(false) && !terminating,
+            serving_terminating: terminating && conditions.serving == Some(true),
+        })
+    });
+    let slice = Slice {
+        ports: ports.collect(),
+        endpoints: endpoints.collect(),
+    };
+    Some(Change::Slice(key, object.name_any(), Some(slice)))
+}
+
+/// A Node.
+pub fn node(object: &core::Node) -> Parsed {
+    let spec = object.spec.clone().unwrap_or_default();
+    let status = object.status.clone().unwrap_or_default();
+    let networks = spec.pod_cidrs.into_iter().flatten().chain(spec.pod_cidr);
+    let networks: BTreeSet<_> = networks.filter_map(|cidr| cidr.parse().ok()).collect();
+    let node = Node {
+        labels: object.labels().clone(),
+        addresses: status
+            .addresses
+            .iter()
+            .flatten()
+            .filter(|address| address.type_ == "InternalIP")
+            .filter_map(|address| address.address.parse::<IpAddr>().ok())
+            .collect(),
+        pod_networks: networks.into_iter().collect(),
+        network_unavailable: status
+            .conditions
+            .iter()
+            .flatten()
+            .any(|c| c.type_ == "NetworkUnavailable" && c.status == "True"),
+        taints: spec
+            .taints
+            .into_iter()
+            .flatten()
+            .map(|taint| taint.key)
+            .collect(),
+        deleting: object.metadata.deletion_timestamp.is_some(),
+    };
+    Parsed::Change(Change::Node(object.name_any(), Some(node)))
+}
+
+/// A VirtualIP.
+pub fn virtual_ip(object: &VirtualIP) -> Parsed {
+    let name = object.name_any();
+    let Ok(address) = bellrock_api::parse_virtual_ip_name(&name) else {
+        return Parsed::Ignored;
+    };
+    // The schema ties the name to the address; an object that says otherwise
+    // is not a record of anything.
+    if object.spec.ip() != Ok(address) {
+        return invalid(
+            Change::VirtualIp(address, None),
+            format!(
+                "its name and spec.address {:?} disagree",
+                object.spec.address
+            ),
+        );
+    }
+    let created = object
+        .metadata
+        .creation_timestamp
+        .as_ref()
+        .map(|time| time.0.as_second());
+    let status = object.status.clone().unwrap_or_default();
+    let claims = object.spec.claims.iter().map(|claim| ServiceKey {
+        namespace: claim.namespace.clone(),
+        name: claim.name.clone(),
+    });
+    let l2 = object.spec.l2.clone();
+    let recorded = status
+        .owner
+        .zip(status.epoch.and_then(|epoch| u64::try_from(epoch).ok()));
+    let vip = VirtualIp {
+        pool: object.spec.pool.clone(),
+        claims: claims.collect(),
+        desired: l2.as_ref().map(|l2| l2.node.clone()),
+        successors: l2.map(|l2| l2.successors).unwrap_or_default(),
+        created: created
+            .and_then(|seconds| u64::try_from(seconds).ok())
+            .unwrap_or_default(),
+        recorded,
+    };
+    Parsed::Change(Change::VirtualIp(address, Some(vip)))
+}
+
+/// An IPAddressPool, of which only the labels matter here.
+pub fn pool(object: &IPAddressPool) -> Parsed {
+    Parsed::Change(Change::Pool(
+        object.name_any(),
+        Some(object.labels().clone()),
+    ))
+}
+
+/// An L2Advertisement.
+pub fn l2_advertisement(object: &L2Advertisement) -> Parsed {
+    let spec = &object.spec;
+    let ad = cluster::L2Advertisement {
+        scope: Scope {
+            pools: spec.ip_address_pools.iter().cloned().collect(),
+            pool_selectors: spec.ip_address_pool_selectors.clone(),
+            service_selectors: spec.service_selectors.clone(),
+            node_selectors: spec.node_selectors.clone(),
+        },
+        interfaces: spec.interfaces.iter().cloned().collect(),
+    };
+    Parsed::Change(Change::L2Advertisement(object.name_any(), Some(ad)))
+}
+
+/// A BGPAdvertisement. One that uses what this release cannot send is refused
+/// whole: half a policy would be another policy.
+pub fn bgp_advertisement(object: &BGPAdvertisement) -> Parsed {
+    let spec = &object.spec;
+    let change = |ad| Change::BgpAdvertisement(object.name_any(), ad);
+    if spec.as_path_prepend > 0 {
+        return invalid(change(None), unsupported("asPathPrepend"));
+    }
+    if spec.weight_by_endpoints {
+        return invalid(change(None), unsupported("weightByEndpoints"));
+    }
+    if !(1..=32).contains(&spec.aggregation_length) {
+        return invalid(change(None), "aggregationLength must be 1 to 32".to_owned());
+    }
+    let mut communities = BTreeSet::new();
+    for text in &spec.communities {
+        match community(text) {
+            Ok(name) => communities.insert(name),
+            Err(message) => return invalid(change(None), message),
+        };
+    }
+    Parsed::Change(change(Some(cluster::BgpAdvertisement {
+        scope: Scope {
+            pools: spec.ip_address_pools.iter().cloned().collect(),
+            pool_selectors: spec.ip_address_pool_selectors.clone(),
+            service_selectors: spec.service_selectors.clone(),
+            node_selectors: spec.node_selectors.clone(),
+        },
+        peers: spec.peers.iter().cloned().collect(),
+        aggregation_length: spec.aggregation_length,
+        local_pref: spec.local_pref,
+        communities,
+    })))
+}
+
+/// A community as an advertisement writes it: numbers, or an alias.
+fn community(text: &str) -> Result<CommunityName, String> {
+    match text.parse() {
+        Ok(CommunityValue::Standard(high, low)) => {
+            Ok(CommunityName::Value(u32::from(high) << 16 | u32::from(low)))
+        }
+        Ok(value) => Err(unsupported(&format!("community {value}"))),
+        Err(_) if text.contains(':') => Err(format!("community {text:?} does not parse")),
+        Err(_) => Ok(CommunityName::Alias(text.to_owned())),
+    }
+}
+
+/// A Community object: aliases.
+pub fn communities(object: &Community) -> Parsed {
+    let change = |aliases| Change::Community(object.name_any(), aliases);
+    let mut aliases = BTreeMap::new();
+    for alias in &object.spec.communities {
+        match community(&alias.value) {
+            Ok(CommunityName::Value(value)) => {
+                aliases.insert(alias.name.clone(), value);
+            }
+            Ok(CommunityName::Alias(value)) => {
+                return invalid(change(None), format!("{value:?} is not a community"));
+            }
+            Err(message) => return invalid(change(None), message),
+        }
+    }
+    Parsed::Change(change(Some(aliases)))
+}
+
+/// A BGPPeer. One that asks for what this release does not do is refused: a
+/// session without its password or BFD is not what was asked for.
+pub fn bgp_peer(object: &BGPPeer) -> Parsed {
+    let change = |peer| Change::Peer(object.name_any(), peer);
+    match parse_peer(object) {
+        Ok(peer) => Parsed::Change(change(Some(peer))),
+        Err(message) => invalid(change(None), message),
+    }
+}
+
+fn parse_peer(object: &BGPPeer) -> Result<cluster::Peer, String> {
+    let spec = &object.spec;
+    let asked_for = [
+        ("interface", spec.interface.is_some()),
+        ("localASN", spec.local_asn.is_some()),
+        ("password", spec.password.is_some()),
+        ("passwordSecret", spec.password_secret.is_some()),
+        ("bfdProfile", spec.bfd_profile.is_some()),
+        ("enableGracefulRestart", spec.enable_graceful_restart),
+        ("vrf", spec.vrf.is_some()),
+        ("dualStackAddressFamily", spec.dual_stack_address_family),
+    ];
+    if let Some((field, _)) = asked_for.iter().find(|(_, asked)| *asked) {
+        return Err(unsupported(field));
+    }
+    let address = |field: &str, text: &str| -> Result<IpAddr, String> {
+        text.parse()
+            .map_err(|_| format!("{field} {text:?} is not an IP address"))
+    };
+    let peer_address = spec
+        .peer_address
+        .as_deref()
+        .ok_or("peerAddress is missing")?;
+    let seconds = bellrock_api::Duration::as_std;
+    let hold_time = spec.hold_time.map(seconds);
+    let keepalive_time = spec.keepalive_time.map(seconds);
+    Ok(cluster::Peer {
+        node_selectors: spec.node_selectors.clone(),
+        address: address("peerAddress", peer_address)?,
+        port: spec.peer_port,
+        source: spec
+            .source_address
+            .as_deref()
+            .map(|text| address("sourceAddress", text))
+            .transpose()?,
+        local_asn: spec.my_asn,
+        peer_asn: match (spec.peer_asn, spec.dynamic_asn) {
+            (Some(asn), None) => PeerAsn::Exact(asn),
+            (None, Some(DynamicAsn::Internal)) => PeerAsn::Internal,
+            (None, Some(DynamicAsn::External)) => PeerAsn::External,
+            _ => return Err("exactly one of peerASN and dynamicASN is needed".to_owned()),
+        },
+        router_id: spec
+            .router_id
+            .as_deref()
+            .map(|id| {
+                id.parse()
+                    .map_err(|_| format!("routerID {id:?} is not an IPv4 address"))
+            })
+            .transpose()?,
+        // As MetalLB: of two times, the one given sets the other.
+        hold_time: hold_time
+            .or(keepalive_time.map(|keepalive| keepalive * 3))
+            .unwrap_or(Duration::from_secs(90)),
+        keepalive_time,
+        connect_time: spec.connect_time.map(seconds),
+        multihop: spec.ebgp_multi_hop,
+    })
+}
+
+fn unsupported(what: &str) -> String {
+    format!("{what} is not supported by this release")
+}
+
+fn invalid(identity: Change, message: String) -> Parsed {
+    Parsed::Invalid { identity, message }
+}
+
+/// The same change, with the object gone.
+pub fn gone(change: Change) -> Change {
+    match change {
+        Change::Service(key, _) => Change::Service(key, None),
+        Change::Slice(key, name, _) => Change::Slice(key, name, None),
+        Change::Node(name, _) => Change::Node(name, None),
+        Change::VirtualIp(address, _) => Change::VirtualIp(address, None),
+        Change::Pool(name, _) => Change::Pool(name, None),
+        Change::L2Advertisement(name, _) => Change::L2Advertisement(name, None),
+        Change::BgpAdvertisement(name, _) => Change::BgpAdvertisement(name, None),
+        Change::Peer(name, _) => Change::Peer(name, None),
+        Change::Community(name, _) => Change::Community(name, None),
+    }
+}
+
+/// What identifies the object of a change within its kind.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Identity {
+    /// A Service.
+    Service(ServiceKey),
+    /// An EndpointSlice.
+    Slice(ServiceKey, String),
+    /// A VirtualIP.
+    VirtualIp(IpAddr),
+    /// Anything else, by name.
+    Name(String),
+}
+
+/// What identifies the object of `change`.
+pub fn identity(change: &Change) -> Identity {
+    match change {
+        Change::Service(key, _) => Identity::Service(key.clone()),
+        Change::Slice(key, name, _) => Identity::Slice(key.clone(), name.clone()),
+        Change::VirtualIp(address, _) => Identity::VirtualIp(*address),
+        Change::Node(name, _)
+        | Change::Pool(name, _)
+        | Change::L2Advertisement(name, _)
+        | Change::BgpAdvertisement(name, _)
+        | Change::Peer(name, _)
+        | Change::Community(name, _) => Identity::Name(name.clone()),
+    }
+}

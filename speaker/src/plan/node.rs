@@ -1,0 +1,63 @@
+//! Whether a node may announce at all: one function for ARP and BGP alike.
+
+use bellrock_api::annotations::{LABEL_EXCLUDE_NODE, TAINT_OUT_OF_SERVICE, TAINT_TO_BE_DELETED};
+use bellrock_api::reason::AnnouncementReason as Reason;
+use bellrock_forward as forward;
+
+use super::Settings;
+use crate::cluster::{Cluster, Node};
+
+/// Why node `me` must not announce anything, if so.
+///
+/// Cordoning a node changes nothing: pods that run go on running, and so does
+/// their traffic.
+pub fn unfit(cluster: &Cluster, me: &str, settings: Settings) -> Option<Reason> {
+    let Some(node) = cluster.nodes.get(me) else {
+        return Some(Reason::NodeUnknown);
+    };
+    if excluded(node) && !settings.ignore_exclude_label {
+        return Some(Reason::NodeExcluded);
+    }
+    if node.network_unavailable {
+        return Some(Reason::NodeNetworkUnavailable);
+    }
+    if node.taints.contains(TAINT_OUT_OF_SERVICE) {
+        return Some(Reason::NodeOutOfService);
+    }
+    if node.deleting || node.taints.contains(TAINT_TO_BE_DELETED) {
+        return Some(Reason::NodeBeingDeleted);
+    }
+    None
+}
+
+/// The label's value is a boolean: `"false"` includes the node, and what does
+/// not parse excludes it, as the cloud controllers have it.
+fn excluded(node: &Node) -> bool {
+    node.labels.get(LABEL_EXCLUDE_NODE).is_some_and(|value| {
+        !matches!(
+            value.as_str(),
+            "0" | "f" | "F" | "false" | "False" | "FALSE"
+        )
+    })
+}
+
+/// The node-wide part of the forwarding table of node `me`.
+pub fn forward_node(cluster: &Cluster, me: &str) -> forward::Node {
+    forward::Node {
+        node_port_addresses: cluster
+            .nodes
+            .get(me)
+            .map(|node| node.addresses.clone())
+            .unwrap_or_default(),
+        pod_networks: cluster
+            .nodes
+            .values()
+            .flat_map(|n| n.pod_networks.clone())
+            .collect(),
+        local_pod_networks: cluster
+            .nodes
+            .get(me)
+            .map(|node| node.pod_networks.clone())
+            .unwrap_or_default(),
+    }
+}

@@ -1,0 +1,544 @@
+//! What one Service means for one node, as tables.
+
+use std::net::IpAddr;
+
+use bellrock_api::reason::AnnouncementReason as Reason;
+use bellrock_bgp::PeerAsn;
+use bellrock_forward::{Protocol, ServiceKey};
+
+use super::*;
+use crate::cluster::{
+    Change, CommunityName, Dirty, Endpoint, L2Advertisement, Node, Peer, ServicePort, Slice,
+};
+
+const ADDRESS: &str = "192.0.2.10";
+
+fn key() -> ServiceKey {
+    ServiceKey {
+        namespace: "default".into(),
+        name: "web".into(),
+    }
+}
+
+fn endpoint(address: &str, node: &str) -> Endpoint {
+    Endpoint {
+        address: address.parse().unwrap(),
+        node: Some(node.into()),
+        ready: true,
+        serving_terminating: false,
+    }
+}
+
+fn terminating(address: &str, node: &str) -> Endpoint {
+    Endpoint {
+        ready: false,
+        serving_terminating: true,
+        ..endpoint(address, node)
+    }
+}
+
+struct Fixture(Cluster);
+
+impl Fixture {
+    /// Nodes n1 to n3, a pod on each of the first two, one address, one
+    /// advertisement of each way, one peer.
+    fn new() -> Self {
+        let mut fixture = Self(Cluster::default());
+        for n in 1..=3 {
+            let node = Node {
+                labels: [("name".to_owned(), format!("n{n}"))].into(),
+                addresses: [format!("10.0.0.{n}").parse().unwrap()].into(),
+                pod_networks: vec![format!("10.244.{n}.0/24").parse().unwrap()],
+                ..Node::default()
+            };
+            fixture.apply(Change::Node(format!("n{n}"), Some(node)));
+        }
+        fixture.apply(Change::Pool(
+            "main".into(),
+            Some([("tier".into(), "gold".into())].into()),
+        ));
+        fixture.apply(Change::L2Advertisement(
+            "l2".into(),
+            Some(L2Advertisement::default()),
+        ));
+        fixture.apply(Change::BgpAdvertisement(
+            "bgp".into(),
+            Some(BgpAdvertisement {
+                aggregation_length: 32,
+                ..BgpAdvertisement::default()
+            }),
+        ));
+        fixture.apply(Change::Peer("tor".into(), Some(peer())));
+        fixture.apply(Change::Service(
+            key(),
+            Some(service(TrafficPolicy::Cluster)),
+        ));
+        fixture.endpoints(vec![
+            endpoint("10.244.1.5", "n1"),
+            endpoint("10.244.2.5", "n2"),
+        ]);
+        fixture.apply(Change::VirtualIp(ADDRESS.parse().unwrap(), Some(vip())));
+        fixture
+    }
+
+    fn apply(&mut self, change: Change) -> Dirty {
+        let mut dirty = Dirty::default();
+        self.0.apply(change, "n1", &mut dirty);
+        dirty
+    }
+
+    fn endpoints(&mut self, endpoints: Vec<Endpoint>) {
+        let ports = [((String::new(), Protocol::Tcp), 8080)].into();
+        self.apply(Change::Slice(
+            key(),
+            "web-1".into(),
+            Some(Slice { ports, endpoints }),
+        ));
+    }
+
+    fn node(&mut self, name: &str, change: impl FnOnce(&mut Node)) {
+        let mut node = self.0.nodes[name].clone();
+        change(&mut node);
+        self.apply(Change::Node(name.into(), Some(node)));
+    }
+
+    fn plan(&self, node: &str) -> ServicePlan {
+        plan_service(&self.0, node, &key(), Settings::default(), &Carried::Yes)
+    }
+
+    fn refusals(&self, node: &str) -> [Option<Reason>; 2] {
+        let verdicts = self.plan(node).verdicts;
+        [Way::L2, Way::Bgp].map(|way| verdicts.iter().find(|v| v.way == way).unwrap().refused)
+    }
+}
+
+fn service(policy: TrafficPolicy) -> Service {
+    Service {
+        labels: [("app".to_owned(), "web".to_owned())].into(),
+        policy,
+        affinity: false,
+        source_ranges: vec![],
+        ports: vec![ServicePort {
+            name: String::new(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            node_port: Some(30080),
+        }],
+    }
+}
+
+fn vip() -> VirtualIp {
+    VirtualIp {
+        pool: Some("main".into()),
+        claims: [key()].into(),
+        desired: Some("n1".into()),
+        successors: vec!["n2".into(), "n3".into()],
+        created: 1_700_000_000,
+        recorded: None,
+    }
+}
+
+fn peer() -> Peer {
+    Peer {
+        node_selectors: vec![],
+        address: "10.0.0.254".parse().unwrap(),
+        port: 179,
+        source: None,
+        local_asn: 64512,
+        peer_asn: PeerAsn::Exact(64513),
+        router_id: None,
+        hold_time: std::time::Duration::from_secs(90),
+        keepalive_time: None,
+        connect_time: None,
+        multihop: false,
+    }
+}
+
+fn name_selector(name: &str) -> k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector {
+    k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector {
+        match_labels: Some([("name".to_owned(), name.to_owned())].into()),
+        match_expressions: None,
+    }
+}
+
+#[test]
+fn policy_cluster_announces_from_every_node() {
+    let fixture = Fixture::new();
+    for node in ["n1", "n2", "n3"] {
+        assert_eq!(fixture.refusals(node), [None, None], "{node}");
+    }
+    let plan = fixture.plan("n3");
+    let prefix: IpNet = "192.0.2.10/32".parse().unwrap();
+    assert!(plan.routes["tor"].contains_key(&prefix));
+    let forward = plan.forward.unwrap();
+    assert_eq!(forward.ports[0].endpoints.len(), 2);
+    assert!(
+        forward.ports[0]
+            .endpoints
+            .iter()
+            .all(|e| !e.local && e.port == 8080)
+    );
+    assert_eq!(
+        forward.addresses,
+        [ADDRESS.parse::<IpAddr>().unwrap()].into()
+    );
+}
+
+#[test]
+fn policy_local_announces_only_beside_a_ready_endpoint() {
+    let mut fixture = Fixture::new();
+    fixture.apply(Change::Service(key(), Some(service(TrafficPolicy::Local))));
+    assert_eq!(fixture.refusals("n1"), [None, None]);
+    assert_eq!(fixture.refusals("n3"), [Some(Reason::NoLocalEndpoint); 2]);
+    assert_eq!(
+        fixture.plan("n1").forward.unwrap().ports[0]
+            .local_endpoints
+            .len(),
+        1
+    );
+    assert!(
+        fixture.plan("n3").forward.unwrap().ports[0]
+            .local_endpoints
+            .is_empty()
+    );
+}
+
+#[test]
+fn a_terminating_local_endpoint_serves_and_is_not_announced() {
+    let mut fixture = Fixture::new();
+    fixture.apply(Change::Service(key(), Some(service(TrafficPolicy::Local))));
+    fixture.endpoints(vec![
+        terminating("10.244.1.5", "n1"),
+        endpoint("10.244.2.5", "n2"),
+    ]);
+    assert_eq!(fixture.refusals("n1"), [Some(Reason::NoLocalEndpoint); 2]);
+    assert_eq!(
+        fixture.plan("n1").forward.unwrap().ports[0]
+            .local_endpoints
+            .len(),
+        1
+    );
+}
+
+#[test]
+fn terminating_endpoints_serve_only_while_none_is_ready() {
+    let mut fixture = Fixture::new();
+    fixture.endpoints(vec![
+        terminating("10.244.1.5", "n1"),
+        endpoint("10.244.2.5", "n2"),
+    ]);
+    let addresses = |fixture: &Fixture| -> Vec<String> {
+        let forward = fixture.plan("n1").forward.unwrap();
+        forward.ports[0]
+            .endpoints
+            .iter()
+            .map(|e| e.address.to_string())
+            .collect()
+    };
+    assert_eq!(addresses(&fixture), ["10.244.2.5"]);
+    fixture.endpoints(vec![terminating("10.244.1.5", "n1")]);
+    assert_eq!(addresses(&fixture), ["10.244.1.5"]);
+    assert_eq!(fixture.refusals("n1"), [None, None]);
+}
+
+#[test]
+fn without_endpoints_nothing_is_announced_and_the_port_is_still_ours() {
+    let mut fixture = Fixture::new();
+    fixture.endpoints(vec![]);
+    assert_eq!(fixture.refusals("n1"), [Some(Reason::NoEndpoint); 2]);
+    assert_eq!(fixture.plan("n1").forward.unwrap().ports.len(), 1);
+    assert!(fixture.plan("n1").routes.is_empty());
+}
+
+#[test]
+fn a_service_without_a_virtual_ip_is_left_alone() {
+    let mut fixture = Fixture::new();
+    fixture.apply(Change::VirtualIp(ADDRESS.parse().unwrap(), None));
+    let plan = fixture.plan("n1");
+    assert_eq!(plan.forward, None);
+    assert!(plan.l2.is_empty() && plan.routes.is_empty());
+    assert!(
+        plan.verdicts
+            .iter()
+            .all(|v| v.refused == Some(Reason::NoVirtualIP))
+    );
+}
+
+#[test]
+fn each_state_of_the_node_that_forbids_announcing_has_its_reason() {
+    type Case = (fn(&mut Node), Option<Reason>);
+    let exclude = |node: &mut Node, value: &str| {
+        node.labels.insert(
+            "node.kubernetes.io/exclude-from-external-load-balancers".into(),
+            value.into(),
+        );
+    };
+    let cases: [Case; 7] = [
+        (
+            |node| node.network_unavailable = true,
+            Some(Reason::NodeNetworkUnavailable),
+        ),
+        (
+            |node| {
+                node.taints
+                    .insert("node.kubernetes.io/out-of-service".into());
+            },
+            Some(Reason::NodeOutOfService),
+        ),
+        (
+            |node| {
+                node.taints.insert("ToBeDeletedByClusterAutoscaler".into());
+            },
+            Some(Reason::NodeBeingDeleted),
+        ),
+        (|node| node.deleting = true, Some(Reason::NodeBeingDeleted)),
+        // A cordoned node keeps its pods and its traffic.
+        (
+            |node| {
+                node.taints
+                    .insert("node.kubernetes.io/unschedulable".into());
+            },
+            None,
+        ),
+        (
+            |node| {
+                node.taints.insert("node.kubernetes.io/not-ready".into());
+            },
+            None,
+        ),
+        (|_| {}, None),
+    ];
+    for (change, reason) in cases {
+        let mut fixture = Fixture::new();
+        fixture.node("n1", change);
+        assert_eq!(fixture.refusals("n1"), [reason; 2]);
+        assert_eq!(fixture.refusals("n2"), [None; 2]);
+    }
+    for (value, reason) in [
+        ("", Some(Reason::NodeExcluded)),
+        ("true", Some(Reason::NodeExcluded)),
+        ("false", None),
+    ] {
+        let mut fixture = Fixture::new();
+        fixture.node("n1", |node| exclude(node, value));
+        assert_eq!(fixture.refusals("n1"), [reason; 2], "label {value:?}");
+        let settings = Settings {
+            ignore_exclude_label: true,
+        };
+        let plan = plan_service(&fixture.0, "n1", &key(), settings, &Carried::Yes);
+        assert!(plan.verdicts.iter().all(|v| v.refused.is_none()));
+    }
+}
+
+#[test]
+fn a_node_that_nobody_has_heard_of_announces_nothing() {
+    assert_eq!(
+        Fixture::new().refusals("n9"),
+        [Some(Reason::NodeUnknown); 2]
+    );
+}
+
+#[test]
+fn what_forwarding_does_not_carry_is_not_announced() {
+    let fixture = Fixture::new();
+    for (carried, reason) in [
+        (Carried::NotYet, Reason::ForwardingNotReady),
+        (Carried::Refused, Reason::ForwardingRefused),
+    ] {
+        let plan = plan_service(&fixture.0, "n1", &key(), Settings::default(), &carried);
+        assert!(plan.verdicts.iter().all(|v| v.refused == Some(reason)));
+        assert!(!plan.l2[&ADDRESS.parse().unwrap()].eligible);
+        assert!(plan.routes.is_empty());
+        assert!(plan.forward.is_some());
+    }
+}
+
+#[test]
+fn an_advertisement_speaks_for_its_pools_services_and_nodes_only() {
+    type Case = (fn(&mut crate::cluster::Scope), [Option<Reason>; 2]);
+    let no = Some(Reason::NoAdvertisement);
+    let elsewhere = Some(Reason::NodeNotSelected);
+    // Reason on n1, reason on n2.
+    let cases: [Case; 6] = [
+        (
+            |scope| scope.pools = ["main".to_owned()].into(),
+            [None, None],
+        ),
+        (|scope| scope.pools = ["other".to_owned()].into(), [no, no]),
+        (
+            |scope| {
+                let mut selector = name_selector("");
+                selector.match_labels = Some([("tier".to_owned(), "gold".to_owned())].into());
+                scope.pool_selectors = vec![selector];
+            },
+            [None, None],
+        ),
+        (
+            |scope| scope.pool_selectors = vec![name_selector("x")],
+            [no, no],
+        ),
+        (
+            |scope| scope.service_selectors = vec![name_selector("x")],
+            [no, no],
+        ),
+        (
+            |scope| scope.node_selectors = vec![name_selector("n1")],
+            [None, elsewhere],
+        ),
+    ];
+    for (change, reasons) in cases {
+        let mut fixture = Fixture::new();
+        let mut l2 = fixture.0.l2_advertisements["l2"].clone();
+        let mut bgp = fixture.0.bgp_advertisements["bgp"].clone();
+        change(&mut l2.scope);
+        change(&mut bgp.scope);
+        fixture.apply(Change::L2Advertisement("l2".into(), Some(l2)));
+        fixture.apply(Change::BgpAdvertisement("bgp".into(), Some(bgp)));
+        assert_eq!(fixture.refusals("n1"), [reasons[0]; 2]);
+        assert_eq!(fixture.refusals("n2"), [reasons[1]; 2]);
+    }
+}
+
+#[test]
+fn several_advertisements_of_a_prefix_add_up() {
+    let mut fixture = Fixture::new();
+    let ad = |community, local_pref| BgpAdvertisement {
+        aggregation_length: 32,
+        communities: [CommunityName::Value(community)].into(),
+        local_pref,
+        ..BgpAdvertisement::default()
+    };
+    fixture.apply(Change::BgpAdvertisement("a".into(), Some(ad(1, Some(200)))));
+    fixture.apply(Change::BgpAdvertisement("b".into(), Some(ad(2, None))));
+    let plan = fixture.plan("n1");
+    let attributes = plan.routes["tor"].values().next().unwrap();
+    assert_eq!(attributes.communities, [1, 2].into());
+    assert_eq!(attributes.local_pref, Some(200));
+}
+
+#[test]
+fn a_community_alias_that_nobody_defines_keeps_the_route_back() {
+    let mut fixture = Fixture::new();
+    let ad = BgpAdvertisement {
+        aggregation_length: 32,
+        communities: [CommunityName::Alias("no-transit".into())].into(),
+        ..BgpAdvertisement::default()
+    };
+    fixture.apply(Change::BgpAdvertisement("bgp".into(), Some(ad)));
+    assert_eq!(
+        fixture.refusals("n1"),
+        [None, Some(Reason::CommunityUnknown)]
+    );
+    assert!(fixture.plan("n1").routes.is_empty());
+    let aliases = [("no-transit".to_owned(), 7)].into();
+    assert!(
+        fixture
+            .apply(Change::Community("names".into(), Some(aliases)))
+            .all
+    );
+    assert_eq!(
+        fixture.plan("n1").routes["tor"]
+            .values()
+            .next()
+            .unwrap()
+            .communities,
+        [7].into()
+    );
+}
+
+#[test]
+fn an_aggregate_is_announced_in_place_of_the_address() {
+    let mut fixture = Fixture::new();
+    let ad = BgpAdvertisement {
+        aggregation_length: 24,
+        ..BgpAdvertisement::default()
+    };
+    fixture.apply(Change::BgpAdvertisement("bgp".into(), Some(ad)));
+    let prefix: IpNet = "192.0.2.0/24".parse().unwrap();
+    assert_eq!(
+        fixture.plan("n1").routes["tor"].keys().collect::<Vec<_>>(),
+        [&prefix]
+    );
+}
+
+#[test]
+fn without_a_session_on_this_node_the_reason_is_no_peer() {
+    let mut fixture = Fixture::new();
+    let tor = Peer {
+        node_selectors: vec![name_selector("n2")],
+        ..peer()
+    };
+    fixture.apply(Change::Peer("tor".into(), Some(tor)));
+    assert_eq!(fixture.refusals("n1"), [None, Some(Reason::NoPeer)]);
+    assert_eq!(fixture.refusals("n2"), [None, None]);
+}
+
+#[test]
+fn interfaces_of_matching_advertisements_add_up_and_none_means_all() {
+    let mut fixture = Fixture::new();
+    let on = |name: &str| L2Advertisement {
+        interfaces: [name.to_owned()].into(),
+        ..L2Advertisement::default()
+    };
+    let intent = |fixture: &Fixture| fixture.plan("n1").l2[&ADDRESS.parse().unwrap()].clone();
+    assert_eq!(intent(&fixture).interfaces, None);
+    fixture.apply(Change::L2Advertisement("l2".into(), Some(on("eth1"))));
+    fixture.apply(Change::L2Advertisement("more".into(), Some(on("eth2"))));
+    assert_eq!(
+        intent(&fixture).interfaces,
+        Some(["eth1".into(), "eth2".into()].into())
+    );
+    fixture.apply(Change::L2Advertisement(
+        "all".into(),
+        Some(L2Advertisement::default()),
+    ));
+    assert_eq!(intent(&fixture).interfaces, None);
+}
+
+#[test]
+fn a_change_dirties_only_the_services_that_it_concerns() {
+    let mut fixture = Fixture::new();
+    let other = ServiceKey {
+        namespace: "default".into(),
+        name: "other".into(),
+    };
+    fixture.apply(Change::Service(
+        other.clone(),
+        Some(service(TrafficPolicy::Cluster)),
+    ));
+    let slice = Slice {
+        ports: BTreeMap::new(),
+        endpoints: vec![endpoint("10.244.1.9", "n1")],
+    };
+    let dirty = fixture.apply(Change::Slice(
+        other.clone(),
+        "o-1".into(),
+        Some(slice.clone()),
+    ));
+    assert_eq!(
+        dirty,
+        Dirty {
+            services: [other.clone()].into(),
+            ..Dirty::default()
+        }
+    );
+    let again = fixture.apply(Change::Slice(other, "o-1".into(), Some(slice)));
+    assert!(again.is_empty(), "the same object again changes nothing");
+    // Another node's heartbeat or label is not our business; its pod network is.
+    let mut node = fixture.0.nodes["n2"].clone();
+    node.labels.insert("x".into(), "y".into());
+    assert!(
+        fixture
+            .apply(Change::Node("n2".into(), Some(node.clone())))
+            .is_empty()
+    );
+    node.pod_networks = vec!["10.244.22.0/24".parse().unwrap()];
+    let dirty = fixture.apply(Change::Node("n2".into(), Some(node)));
+    assert_eq!(
+        dirty,
+        Dirty {
+            node: true,
+            ..Dirty::default()
+        }
+    );
+}

@@ -1,0 +1,277 @@
+//! A picture of the speaker at one moment, and what others make of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use bellrock_api::reason::AnnouncementReason as Reason;
+use bellrock_api::speaker_status as api;
+use bellrock_arp::State;
+use bellrock_bgp::PeerStatus;
+use bellrock_forward::ServiceKey;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use crate::plan::{Verdict, Way};
+use crate::watch::Kind;
+
+/// The speaker's state, as the rest of the world may see it.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    /// The node.
+    pub node: String,
+    /// Everything has been listed and the kernel carries it.
+    pub ready: bool,
+    /// Kinds that have not been listed yet.
+    pub waiting: BTreeSet<Kind>,
+    /// Services that the forwarding carries.
+    pub services: usize,
+    /// Why the forwarding table is not what it should be.
+    pub forwarding_error: Option<String>,
+    /// Services that the kernel refuses, and why.
+    pub refused: BTreeMap<ServiceKey, String>,
+    /// Objects that cannot be used, and why.
+    pub invalid: BTreeMap<(Kind, String), String>,
+    /// BGPPeers that cannot be used on this node, and why.
+    pub unusable_peers: BTreeMap<String, String>,
+    /// The outcome for each address and way.
+    pub verdicts: Vec<(ServiceKey, Verdict)>,
+    /// BGP sessions by peer name.
+    pub sessions: BTreeMap<String, (IpAddr, PeerStatus)>,
+    /// What the routing table says about sessions that are not up.
+    pub hints: BTreeMap<String, &'static str>,
+    /// The segment.
+    pub segment: bellrock_arp::Snapshot,
+}
+
+impl View {
+    /// Before anything is known.
+    pub fn starting(node: &str) -> Self {
+        Self {
+            node: node.to_owned(),
+            waiting: Kind::ALL.into_iter().collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Why the speaker is not ready, in words; `None` when it is.
+    pub fn not_ready(&self) -> Option<String> {
+        if self.ready {
+            return None;
+        }
+        if !self.waiting.is_empty() {
+            let kinds: Vec<String> = self
+                .waiting
+                .iter()
+                .map(|kind| format!("{kind:?}"))
+                .collect();
+            return Some(format!(
+                "waiting for the API server to list: {}",
+                kinds.join(", ")
+            ));
+        }
+        let why = self
+            .forwarding_error
+            .as_deref()
+            .unwrap_or("first load in progress");
+        Some(format!("forwarding is not programmed yet: {why}"))
+    }
+
+    /// The reason for one verdict, as it really stands: a node that may
+    /// announce on the segment is not for that the owner of the address.
+    pub fn reason(&self, verdict: &Verdict) -> Reason {
+        if let Some(refused) = verdict.refused {
+            return refused;
+        }
+        match verdict.way {
+            Way::Bgp => {
+                let up = |peer: &String| {
+                    let session = self.sessions.get(peer);
+                    session
+                        .is_some_and(|(_, status)| status.state == bellrock_bgp::State::Established)
+                };
+                if verdict.peers.iter().any(up) {
+                    Reason::Announced
+                } else {
+                    Reason::SessionDown
+                }
+            }
+            Way::L2 => {
+                let address = verdict.address.and_then(|a| self.segment.addresses.get(&a));
+                match address.map(|address| address.state) {
+                    None => Reason::NoInterface,
+                    Some(State::Own) => Reason::Announced,
+                    Some(State::Idle) => Reason::Standby,
+                    Some(State::Wait | State::Probe) => Reason::Verifying,
+                    Some(State::Blocked) => Reason::HeldByForeignHost,
+                }
+            }
+        }
+    }
+
+    /// The object that this picture is published as.
+    pub fn to_api(&self) -> api::SpeakerStatusStatus {
+        let mut status = api::SpeakerStatusStatus {
+            node: self.node.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            interfaces: self.interfaces(),
+            sessions: self.sessions(),
+            configuration: Some(self.configuration()),
+            forwarding: Some(api::ForwardingStatus {
+                ready: self.ready && self.forwarding_error.is_none(),
+                services: count(self.services),
+                message: self.forwarding_error.as_deref().map(bounded),
+            }),
+            ..api::SpeakerStatusStatus::default()
+        };
+        let addresses = self
+            .segment
+            .addresses
+            .iter()
+            .map(|(address, state)| api::AddressStatus {
+                address: address.to_string(),
+                state: address_state(state.state),
+                epoch: i64::try_from(state.epoch).unwrap_or(i64::MAX),
+            });
+        (status.addresses, status.addresses_omitted) = first(addresses, api::MAX_ADDRESSES);
+        let refusals = self.verdicts.iter().filter_map(|(key, verdict)| {
+            let reason = self.reason(verdict);
+            let plain = matches!(reason, Reason::Announced | Reason::Standby);
+            (!plain).then(|| api::Refusal {
+                namespace: key.namespace.clone(),
+                name: key.name.clone(),
+                address: verdict.address.map(|address| address.to_string()),
+                protocol: match verdict.way {
+                    Way::L2 => api::RefusalProtocol::L2,
+                    Way::Bgp => api::RefusalProtocol::Bgp,
+                },
+                reason: reason.as_str().to_owned(),
+                message: bounded(&self.message(key, verdict, reason)),
+            })
+        });
+        (status.refusals, status.refusals_omitted) = first(refusals, api::MAX_REFUSALS);
+        status
+    }
+
+    /// What the sentence of a reason cannot know.
+    fn message(&self, key: &ServiceKey, verdict: &Verdict, reason: Reason) -> String {
+        match reason {
+            Reason::ForwardingRefused => self.refused.get(key).cloned().unwrap_or_default(),
+            Reason::HeldByForeignHost => verdict
+                .address
+                .and_then(|address| self.segment.addresses.get(&address)?.foreign)
+                .map(|mac| format!("{mac} answers for it"))
+                .unwrap_or_default(),
+            Reason::SessionDown => self
+                .sessions
+                .iter()
+                .filter(|(peer, _)| verdict.peers.contains(*peer))
+                .map(|(peer, (_, status))| {
+                    let error = self.last_error(peer, status);
+                    format!(
+                        "{peer}: {}",
+                        error.as_deref().unwrap_or("not established yet")
+                    )
+                })
+                .collect::<Vec<_>>()
+                .join("; "),
+            _ => String::new(),
+        }
+    }
+
+    fn interfaces(&self) -> Vec<api::InterfaceStatus> {
+        self.segment
+            .interfaces
+            .values()
+            .take(api::MAX_INTERFACES)
+            .map(|interface| api::InterfaceStatus {
+                name: interface.name.clone(),
+                mac: Some(interface.mac.to_string()),
+                subnets: interface
+                    .addresses
+                    .iter()
+                    .map(|(address, length)| format!("{address}/{length}"))
+                    .collect(),
+            })
+            .collect()
+    }
+
+    fn sessions(&self) -> Vec<api::SessionStatus> {
+        self.sessions
+            .iter()
+            .take(api::MAX_SESSIONS)
+            .map(|(peer, (address, status))| api::SessionStatus {
+                peer: peer.clone(),
+                address: Some(address.to_string()),
+                state: session_state(status.state),
+                since: time(status.since),
+                last_error: self.last_error(peer, status).as_deref().map(bounded),
+                prefixes: count(status.prefixes_sent),
+            })
+            .collect()
+    }
+
+    /// Why the session is not up, or was not the last time.
+    fn last_error(&self, peer: &str, status: &PeerStatus) -> Option<String> {
+        match (status.last_error.clone(), self.hints.get(peer)) {
+            (Some(error), Some(hint)) => Some(format!("{error}; {hint}")),
+            (error, hint) => error.or(hint.map(|hint| (*hint).to_owned())),
+        }
+    }
+
+    fn configuration(&self) -> api::ConfigurationStatus {
+        let message = self
+            .invalid
+            .iter()
+            .map(|((kind, name), message)| format!("{kind:?} {name}: {message}"))
+            .chain(
+                self.unusable_peers
+                    .iter()
+                    .map(|(n, why)| format!("BgpPeer {n}: {why}")),
+            )
+            .collect::<Vec<_>>()
+            .join("; ");
+        api::ConfigurationStatus {
+            accepted: self.invalid.is_empty() && self.unusable_peers.is_empty(),
+            message: (!message.is_empty()).then(|| bounded(&message)),
+        }
+    }
+}
+
+fn first<T>(items: impl Iterator<Item = T>, limit: usize) -> (Vec<T>, u32) {
+    let mut items = items;
+    let kept: Vec<T> = items.by_ref().take(limit).collect();
+    (kept, count(items.count()))
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// Cuts a text to what the schema allows, on a character's edge.
+fn bounded(text: &str) -> String {
+    text.chars().take(api::MAX_MESSAGE).collect()
+}
+
+fn time(at: std::time::SystemTime) -> Option<Time> {
+    k8s_openapi::jiff::Timestamp::try_from(at).ok().map(Time)
+}
+
+fn session_state(state: bellrock_bgp::State) -> api::SessionState {
+    match state {
+        bellrock_bgp::State::Idle => api::SessionState::Idle,
+        bellrock_bgp::State::Connect => api::SessionState::Connect,
+        bellrock_bgp::State::Active => api::SessionState::Active,
+        bellrock_bgp::State::OpenSent => api::SessionState::OpenSent,
+        bellrock_bgp::State::OpenConfirm => api::SessionState::OpenConfirm,
+        bellrock_bgp::State::Established => api::SessionState::Established,
+    }
+}
+
+fn address_state(state: State) -> api::AddressState {
+    match state {
+        State::Idle => api::AddressState::Idle,
+        State::Wait => api::AddressState::Wait,
+        State::Probe => api::AddressState::Probe,
+        State::Blocked => api::AddressState::Blocked,
+        State::Own => api::AddressState::Own,
+    }
+}
