@@ -28,7 +28,17 @@ impl Capture {
         let log = folder.path().join("tcpdump.log");
         let child = ns
             .command("tcpdump")
-            .args(["-i", device, "-n", "-p", "--immediate-mode", "-U", "-Z", "root", "-w"])
+            .args([
+                "-i",
+                device,
+                "-n",
+                "-p",
+                "--immediate-mode",
+                "-U",
+                "-Z",
+                "root",
+                "-w",
+            ])
             .arg(&file)
             .args(filter.split_whitespace())
             .stdin(Stdio::null())
@@ -123,7 +133,9 @@ mod tests {
             Ok(())
         });
         capture.stop().unwrap();
-        let asked = capture.decode("arp.opcode == 1", &["arp.dst.proto_ipv4"]).unwrap();
+        let asked = capture
+            .decode("arp.opcode == 1", &["arp.dst.proto_ipv4"])
+            .unwrap();
         assert!(asked.contains(&vec!["192.0.2.2".to_owned()]), "{asked:?}");
         assert!(Capture::start(&b, "nodevice", "").is_err());
     }

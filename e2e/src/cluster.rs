@@ -180,7 +180,10 @@ impl Cluster {
                 "--enable-admission-plugins=NodeRestriction".into(),
                 "--service-account-issuer=https://kubernetes.default.svc.cluster.local".into(),
                 format!("--service-account-key-file={}", self.file("accounts.pub")),
-                format!("--service-account-signing-key-file={}", self.file("accounts.key")),
+                format!(
+                    "--service-account-signing-key-file={}",
+                    self.file("accounts.key")
+                ),
                 format!("--service-cluster-ip-range={SERVICE_CIDR}"),
                 "--allow-privileged=true".into(),
                 "--profiling=false".into(),
@@ -194,10 +197,20 @@ impl Cluster {
         self.run(
             Part::ControllerManager,
             vec![
-                format!("--kubeconfig={}", self.file("controller-manager.kubeconfig")),
+                format!(
+                    "--kubeconfig={}",
+                    self.file("controller-manager.kubeconfig")
+                ),
                 format!("--root-ca-file={}", self.file("ca.crt")),
-                format!("--service-account-private-key-file={}", self.file("accounts.key")),
+                format!(
+                    "--service-account-private-key-file={}",
+                    self.file("accounts.key")
+                ),
                 "--use-service-account-credentials=true".into(),
+                // The defaults take seconds to start the controllers, and
+                // minutes to make the slices of many Services.
+                "--kube-api-qps=1000".into(),
+                "--kube-api-burst=2000".into(),
                 "--leader-elect=false".into(),
                 "--secure-port=0".into(),
                 "--profiling=false".into(),
@@ -207,6 +220,8 @@ impl Cluster {
             Part::Scheduler,
             vec![
                 format!("--kubeconfig={}", self.file("scheduler.kubeconfig")),
+                "--kube-api-qps=1000".into(),
+                "--kube-api-burst=2000".into(),
                 "--leader-elect=false".into(),
                 "--secure-port=0".into(),
                 "--profiling=false".into(),
@@ -231,7 +246,9 @@ impl Cluster {
             "clientConnection": {"kubeconfig": self.file("proxy.kubeconfig")},
             "conntrack": {"maxPerCore": 0, "min": 0},
         });
-        let file = self.pki.write(&format!("proxy-{node}.yaml"), &config.to_string())?;
+        let file = self
+            .pki
+            .write(&format!("proxy-{node}.yaml"), &config.to_string())?;
         self.ground.start(Task {
             name: format!("kube-proxy-{node}"),
             netns: Some(self.ground.netns(node)),

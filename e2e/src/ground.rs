@@ -171,8 +171,12 @@ impl Ground {
             if self.keeps() {
                 // Keys and tokens are of no use to a reader of logs.
                 let _ = fs::remove_dir_all(self.dir.join("pki"));
-                eprintln!("the lab's logs are kept in {}", self.dir.join("logs").display());
+                eprintln!(
+                    "the lab's logs are kept in {}",
+                    self.dir.join("logs").display()
+                );
             } else {
+                remove_routers(&self.id);
                 let _ = fs::remove_dir_all(&self.dir);
             }
             let _ = fs::remove_file(lock_path(&self.id));
@@ -234,7 +238,10 @@ fn watch_signals(ground: &Arc<Ground>) {
         std::thread::spawn(|| {
             let number = wait_for_signal().unwrap_or(1);
             eprintln!("\nending the lab");
-            let labs = LABS.get().map(|labs| lock(labs).clone()).unwrap_or_default();
+            let labs = LABS
+                .get()
+                .map(|labs| lock(labs).clone())
+                .unwrap_or_default();
             for ground in labs.iter().filter_map(Weak::upgrade) {
                 ground.teardown();
             }
@@ -323,9 +330,16 @@ fn clear(id: &str) {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    // FRR's folders carry the namespace's name.
+}
+
+/// Removes the folders of a lab's routers, which carry their namespace's name.
+fn remove_routers(id: &str) {
     let folder = format!("frr-{}-", prefix(id));
-    for entry in fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(std::env::temp_dir())
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
         if entry.file_name().to_string_lossy().starts_with(&folder) {
             let _ = fs::remove_dir_all(entry.path());
         }
@@ -358,7 +372,9 @@ pub fn labs() -> Result<Vec<Found>> {
     }
     for entry in fs::read_dir(std::env::temp_dir())?.flatten() {
         let name = entry.file_name();
-        let id = name.to_str().and_then(|name| name.strip_prefix("bellrock-lab-"));
+        let id = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("bellrock-lab-"));
         ids.extend(id.map(str::to_owned));
     }
     ids.retain(|id| id.len() == 4 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
@@ -396,6 +412,7 @@ fn find(id: String) -> Result<Found> {
 pub fn end(lab: &Found) -> Result<()> {
     if !lab.alive {
         sweep_one(lab);
+        remove_routers(&lab.id);
         let _ = fs::remove_dir_all(&lab.dir);
         return Ok(());
     }

@@ -15,7 +15,7 @@ use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -25,6 +25,7 @@ use kube::{Api, Client, Config, ResourceExt};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
+use crate::bellrock::Installed;
 use crate::capture::Capture;
 use crate::cluster::{API_PORT, Cluster, KubeProxy};
 use crate::frr::Frr;
@@ -90,7 +91,7 @@ pub fn default_topology() -> PathBuf {
 pub struct Lab {
     pub(crate) ground: Arc<Ground>,
     pub(crate) cluster: Cluster,
-    pub(crate) addresses: BTreeMap<String, Ipv4Addr>,
+    addresses: BTreeMap<String, Ipv4Addr>,
     client: Client,
     kubeconfig: PathBuf,
     _relay: Relay,
@@ -98,6 +99,7 @@ pub struct Lab {
     routers: BTreeMap<String, Frr>,
     hosts: BTreeMap<String, Netns>,
     topology: Topology,
+    pub(crate) installed: Mutex<Option<Installed>>,
 }
 
 impl fmt::Debug for Lab {
@@ -142,12 +144,17 @@ impl Lab {
             .next()
             .context("no control plane")?
             .to_owned();
-        let address = *addresses.get(&plane).context("no address of the control plane")?;
+        let address = *addresses
+            .get(&plane)
+            .context("no address of the control plane")?;
         let cluster = Cluster::prepare(ground, &plane, address)?;
         cluster.start_api()?;
         let mut routers = BTreeMap::new();
         for name in topology.with_role(Role::Router) {
-            let file = topology.nodes[name].frr.as_ref().context("no FRR configuration")?;
+            let file = topology.nodes[name]
+                .frr
+                .as_ref()
+                .context("no FRR configuration")?;
             let config = std::fs::read_to_string(file)
                 .with_context(|| format!("read {}", file.display()))?;
             routers.insert(name.to_owned(), Frr::start(&hosts[name], &config)?);
@@ -169,6 +176,7 @@ impl Lab {
             routers,
             hosts,
             topology,
+            installed: Mutex::new(None),
         };
         lab.until("the API server is ready", PATIENCE, || lab.api_ready())?;
         steps.done("etcd and API server");
@@ -209,7 +217,8 @@ impl Lab {
             ..Task::default()
         })?;
         // The API server reaches pods (webhooks) like a node does.
-        self.host(plane).sh(&format!("ip route add {cidr} via {address}"))?;
+        self.host(plane)
+            .sh(&format!("ip route add {cidr} via {address}"))?;
         Ok(())
     }
 
@@ -438,7 +447,8 @@ impl Lab {
     /// only silence.
     pub fn cut(&self, host: &str) -> Result<()> {
         let port = self.port(host)?;
-        self.host(&port.node).sh(&format!("ip link set {} nomaster", port.interface))?;
+        self.host(&port.node)
+            .sh(&format!("ip link set {} nomaster", port.interface))?;
         Ok(())
     }
 
@@ -456,7 +466,8 @@ impl Lab {
     /// carrier go. [`Lab::heal`] brings it back.
     pub fn link_down(&self, host: &str) -> Result<()> {
         let port = self.port(host)?;
-        self.host(&port.node).sh(&format!("ip link set {} down", port.interface))?;
+        self.host(&port.node)
+            .sh(&format!("ip link set {} down", port.interface))?;
         Ok(())
     }
 
@@ -472,7 +483,12 @@ impl Lab {
     }
 
     /// Asks once by HTTP.
-    pub fn http(&self, client: &str, server: impl Into<IpAddr>, port: u16) -> Result<probe::Answer> {
+    pub fn http(
+        &self,
+        client: &str,
+        server: impl Into<IpAddr>,
+        port: u16,
+    ) -> Result<probe::Answer> {
         probe::http(self.host(client), SocketAddr::new(server.into(), port))
     }
 
@@ -494,15 +510,6 @@ impl Drop for Lab {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.ground.keep();
-        }
-        if self.ground.keeps() {
-            let logs = self.ground.dir().join("logs");
-            for (name, frr) in &self.routers {
-                for daemon in ["zebra", "bgpd"] {
-                    let copy = logs.join(format!("{name}-{daemon}.log"));
-                    let _ = std::fs::copy(frr.log(daemon), copy);
-                }
-            }
         }
         self.ground.teardown();
     }
@@ -587,7 +594,11 @@ pub fn lab_program() -> Result<PathBuf> {
 pub(crate) fn program(name: &str, variable: &str) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(variable) {
         let path = PathBuf::from(path);
-        ensure!(path.is_file(), "{variable}: {} is not there", path.display());
+        ensure!(
+            path.is_file(),
+            "{variable}: {} is not there",
+            path.display()
+        );
         return Ok(path);
     }
     let own = std::env::current_exe()?;
@@ -597,7 +608,10 @@ pub(crate) fn program(name: &str, variable: &str) -> Result<PathBuf> {
         .map(|folder| folder.join(name))
         .find(|path| path.is_file())
         .with_context(|| {
-            format!("no `{name}` beside {}: build it, or set {variable}", own.display())
+            format!(
+                "no `{name}` beside {}: build it, or set {variable}",
+                own.display()
+            )
         })
 }
 
@@ -650,9 +664,15 @@ fn wire(ground: &Ground, topology: &Topology) -> Result<BTreeMap<String, Netns>>
     }
     for (name, node) in &topology.nodes {
         // Addresses first: routes of a group come before its nodes' own lines.
-        let (addresses, rest): (Vec<_>, Vec<_>) =
-            node.exec.iter().partition(|line| line.starts_with("ip addr "));
-        let lines: Vec<&str> = addresses.into_iter().chain(rest).map(String::as_str).collect();
+        let (addresses, rest): (Vec<_>, Vec<_>) = node
+            .exec
+            .iter()
+            .partition(|line| line.starts_with("ip addr "));
+        let lines: Vec<&str> = addresses
+            .into_iter()
+            .chain(rest)
+            .map(String::as_str)
+            .collect();
         if !lines.is_empty() {
             hosts[name].sh(&lines.join("\n"))?;
         }

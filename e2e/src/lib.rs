@@ -13,6 +13,8 @@
 
 #[cfg(feature = "lab")]
 pub mod agent;
+#[cfg(feature = "lab")]
+pub mod bellrock;
 pub mod capture;
 #[cfg(feature = "lab")]
 pub mod cluster;

@@ -6,7 +6,7 @@
     reason = "a command line talks to the terminal"
 )]
 
-use std::io::{Read, Seek, Write};
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -36,6 +36,7 @@ enum Subject {
     /// Start a lab and say how to use it
     Up(Up),
     /// End labs, and remove what killed ones left
+    #[command(override_usage = "bellrock-lab down <ID | --all>")]
     Down {
         /// Id of the lab, as `list` shows it
         #[arg(required_unless_present = "all")]
@@ -144,7 +145,11 @@ fn attached(up: &Up) -> Result<()> {
         ..Options::default()
     };
     let lab = Lab::up(&options)?;
-    println!("{:<32} {:5.1} s", "the lab is up", start.elapsed().as_secs_f32());
+    println!(
+        "{:<32} {:5.1} s",
+        "the lab is up",
+        start.elapsed().as_secs_f32()
+    );
     let mut usage = usage(&lab)?;
     match &up.ready_file {
         Some(file) => std::fs::write(file, usage)?,
@@ -181,7 +186,10 @@ fn usage(lab: &Lab) -> Result<String> {
     line("capture", format!("{} tcpdump -ni eth1", enter(node)));
     if let Some(client) = lab.topology().with_role(Role::Client).next() {
         let program = lab_program()?;
-        line("probe", format!("{} {} probe ADDRESS:PORT", enter(client), program.display()));
+        line(
+            "probe",
+            format!("{} {} probe ADDRESS:PORT", enter(client), program.display()),
+        );
     }
     for router in lab.topology().with_role(Role::Router) {
         let socket = lab.frr(router).folder().join("run");
@@ -230,7 +238,6 @@ fn detached(up: &Up, folder: &Path) -> Result<()> {
     let mut said = std::fs::File::open(&log)?;
     let mut pass_on = || -> Result<()> {
         let mut text = String::new();
-        said.seek(std::io::SeekFrom::Current(0))?;
         said.read_to_string(&mut text)?;
         print!("{text}");
         std::io::stdout().flush()?;
@@ -289,12 +296,7 @@ fn build(path: Option<Part>) -> Result<()> {
     Ok(())
 }
 
-fn measure(
-    server: SocketAddr,
-    seconds: Option<f32>,
-    pace: probe::Pace,
-    json: bool,
-) -> Result<()> {
+fn measure(server: SocketAddr, seconds: Option<f32>, pace: probe::Pace, json: bool) -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let halt = Arc::clone(&stop);
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -31,7 +31,9 @@ impl Netns {
     /// Makes a namespace of exactly this name; fails if it exists.
     pub fn named(name: &str) -> Result<Self> {
         sh(&format!("ip netns add {name}"))?;
-        let ns = Self { name: name.to_owned() };
+        let ns = Self {
+            name: name.to_owned(),
+        };
         ns.sh("ip link set lo up")?;
         Ok(ns)
     }
@@ -161,12 +163,21 @@ pub fn as_root() -> bool {
     }
     let exe = std::env::current_exe().expect("own path");
     let status = Command::new("unshare")
-        .args(["-Urnm", "sh", "-ec", "mount -t tmpfs tmpfs /run; mkdir /run/netns; exec \"$@\"", "sh"])
+        .args([
+            "-Urnm",
+            "sh",
+            "-ec",
+            "mount -t tmpfs tmpfs /run; mkdir /run/netns; exec \"$@\"",
+            "sh",
+        ])
         .arg(exe)
         .args(["--exact", &test, "--nocapture"])
         .status()
         .expect("start unshare");
-    assert!(status.success(), "{test} failed inside namespaces: {status}");
+    assert!(
+        status.success(),
+        "{test} failed inside namespaces: {status}"
+    );
     false
 }
 
@@ -183,8 +194,13 @@ mod tests {
         veth(&a, "eth0", &b, "eth0").unwrap();
         a.sh("ip addr add 192.0.2.1/24 dev eth0").unwrap();
         b.sh("ip addr add 192.0.2.2/24 dev eth0").unwrap();
-        let server = b.run(|| std::net::TcpListener::bind("192.0.2.2:80")).unwrap().unwrap();
-        let client = a.run(|| std::net::TcpStream::connect("192.0.2.2:80")).unwrap();
+        let server = b
+            .run(|| std::net::TcpListener::bind("192.0.2.2:80"))
+            .unwrap()
+            .unwrap();
+        let client = a
+            .run(|| std::net::TcpStream::connect("192.0.2.2:80"))
+            .unwrap();
         client.unwrap();
         server.accept().unwrap();
     }

@@ -131,8 +131,15 @@ impl Module {
         }
         hash.update(self.flags().join("\0").as_bytes());
         let digest = hash.finish();
-        let short: String = digest.as_ref().iter().take(6).map(|b| format!("{b:02x}")).collect();
-        Ok(cache()?.join("parts").join(format!("{}-{short}", self.name)))
+        let short: String = digest
+            .as_ref()
+            .iter()
+            .take(6)
+            .map(|b| format!("{b:02x}"))
+            .collect();
+        Ok(cache()?
+            .join("parts")
+            .join(format!("{}-{short}", self.name)))
     }
 }
 
@@ -182,10 +189,16 @@ pub fn ensure(parts: &[Part], say: &dyn Fn(&str)) -> Result<()> {
         }
         let name = part.name();
         let of = format!("{}/{}", index + 1, todo.len());
-        say(&format!("building {name} ({of}), about {} once", part.about()));
+        say(&format!(
+            "building {name} ({of}), about {} once",
+            part.about()
+        ));
         let start = Instant::now();
         build(*part).with_context(|| format!("build {name}"))?;
-        say(&format!("built {name} in {:.0} s", start.elapsed().as_secs_f32()));
+        say(&format!(
+            "built {name} in {:.0} s",
+            start.elapsed().as_secs_f32()
+        ));
     }
     Ok(())
 }
@@ -230,7 +243,8 @@ fn go() -> Result<Command> {
             .output()
             .is_ok_and(|output| output.status.success())
     });
-    let program = program.context("Go 1.26 or newer is needed to build Kubernetes: https://go.dev/dl")?;
+    let program =
+        program.context("Go 1.26 or newer is needed to build Kubernetes: https://go.dev/dl")?;
     Ok(Command::new(program))
 }
 

@@ -61,7 +61,9 @@ pub fn request(method: &str, server: SocketAddr, path: &str) -> Result<(u16, Str
         "{method} {path} HTTP/1.1\r\nHost: {server}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     )?;
     let mut text = String::new();
-    stream.read_to_string(&mut text).context("read the answer")?;
+    stream
+        .read_to_string(&mut text)
+        .context("read the answer")?;
     let (head, body) = text.split_once("\r\n\r\n").context("no HTTP answer")?;
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
     Ok((status.context("no HTTP status")?, body.to_owned()))
@@ -249,14 +251,18 @@ pub fn probe(server: SocketAddr, pace: Pace, stop: &AtomicBool, count: &AtomicU6
                 next = now + pace.every;
             }
         }
-        while pending.front().is_some_and(|p| now.duration_since(p.sent) > pace.patience) {
+        while pending
+            .front()
+            .is_some_and(|p| now.duration_since(p.sent) > pace.patience)
+        {
             pending.pop_front();
         }
         if stopping && pending.is_empty() {
             break;
         }
         let wait = next.saturating_duration_since(Instant::now());
-        let wait = PollTimeout::try_from(wait + Duration::from_micros(999)).unwrap_or(PollTimeout::ZERO);
+        let wait =
+            PollTimeout::try_from(wait + Duration::from_micros(999)).unwrap_or(PollTimeout::ZERO);
         let mut polled: Vec<PollFd<'_>> = pending
             .iter()
             .map(|p| PollFd::new(p.socket.as_fd(), PollFlags::POLLIN))
@@ -360,7 +366,8 @@ impl Connections {
     /// How many still echo a line within `patience` each. One that does not
     /// is closed and never counted again.
     pub fn alive(&mut self, patience: Duration) -> usize {
-        self.streams.retain_mut(|stream| ping(stream, patience).is_ok());
+        self.streams
+            .retain_mut(|stream| ping(stream, patience).is_ok());
         self.streams.len()
     }
 }
@@ -393,8 +400,16 @@ mod tests {
         assert_eq!(
             report.outages,
             [
-                Outage { start_ms: 20.0, length_ms: 20.0, lost: 2 },
-                Outage { start_ms: 50.0, length_ms: 20.0, lost: 3 },
+                Outage {
+                    start_ms: 20.0,
+                    length_ms: 20.0,
+                    lost: 2
+                },
+                Outage {
+                    start_ms: 50.0,
+                    length_ms: 20.0,
+                    lost: 3
+                },
             ]
         );
         assert!((report.slowest_ms - 4.0).abs() < 0.001);

@@ -65,6 +65,8 @@ pub struct Task {
     /// The only capabilities it may hold, as `setpriv` spells them
     /// (`net_admin`); everything root has if absent.
     pub capabilities: Option<Vec<String>>,
+    /// Whether it can never gain rights (`no_new_privs`).
+    pub confined: bool,
     /// Where its output goes; appended to.
     pub log: PathBuf,
 }
@@ -86,6 +88,7 @@ impl Task {
                 .fold("-all".to_owned(), |set, one| format!("{set},+{one}"));
             line.extend(["--inh-caps", "-all", "--bounding-set", &set].map(Into::into));
         }
+        line.extend(self.confined.then(|| "--no-new-privs".into()));
         line.push("--".into());
         line.push(self.program.clone().into());
         line.extend(self.args.iter().cloned());

@@ -136,8 +136,7 @@ impl Topology {
             .iter()
             .map(|(name, node)| {
                 let layers = file.topology.layers(node.clone().unwrap_or_default());
-                let node =
-                    resolve(&layers, folder).with_context(|| format!("node {name}"))?;
+                let node = resolve(&layers, folder).with_context(|| format!("node {name}"))?;
                 Ok((name.clone(), node))
             })
             .collect::<Result<BTreeMap<_, _>>>()?;
@@ -162,7 +161,10 @@ impl Topology {
                 && name
                     .bytes()
                     .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-            ensure!(valid, "node {name:?}: use lower-case letters, digits and dashes");
+            ensure!(
+                valid,
+                "node {name:?}: use lower-case letters, digits and dashes"
+            );
         }
         let mut ends = BTreeSet::new();
         for end in self.links.iter().flat_map(|link| [&link.a, &link.b]) {
@@ -191,7 +193,10 @@ impl Topology {
             );
         }
         let planes = self.with_role(Role::ControlPlane).count();
-        ensure!(planes == 1, "{planes} nodes have the role control-plane, want 1");
+        ensure!(
+            planes == 1,
+            "{planes} nodes have the role control-plane, want 1"
+        );
         Ok(())
     }
 
@@ -282,7 +287,10 @@ fn resolve(layers: &[Definition], folder: &Path) -> Result<Node> {
 impl Link {
     fn parse(endpoints: &[String]) -> Result<Self> {
         let [a, b] = endpoints else {
-            bail!("a link has two endpoints, not {}: {endpoints:?}", endpoints.len());
+            bail!(
+                "a link has two endpoints, not {}: {endpoints:?}",
+                endpoints.len()
+            );
         };
         Ok(Self {
             a: End::parse(a)?,
@@ -345,12 +353,28 @@ topology:
         let cases = [
             ("sw:n1", "nowhere:n1", "which is no node"),
             ("sw:cp", "sw:n1", "two links end at sw:n1"),
-            ("sw:n1", "sw:a-name-too-long-for-linux", "1 to 15 characters"),
+            (
+                "sw:n1",
+                "sw:a-name-too-long-for-linux",
+                "1 to 15 characters",
+            ),
             ("\"sw:n1\", ", "", "two endpoints, not 1"),
-            ("role: control-plane", "role: boss", "want `bridge`, or `linux`"),
-            ("role: control-plane", "role: client", "0 nodes have the role"),
+            (
+                "role: control-plane",
+                "role: boss",
+                "want `bridge`, or `linux`",
+            ),
+            (
+                "role: control-plane",
+                "role: client",
+                "0 nodes have the role",
+            ),
             ("{kind: bridge}", "{kind: bridge, cpu: 1}", "cpu"),
-            ("role: control-plane", "role: router", "a router needs a bind"),
+            (
+                "role: control-plane",
+                "role: router",
+                "a router needs a bind",
+            ),
             ("n1:eth1", "n1:eth2", "must be plugged into a switch"),
         ];
         for (from, to, reason) in cases {

@@ -11,6 +11,7 @@ mod pod;
 mod probe;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -19,6 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use futures_util::{StreamExt, pin_mut};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::jiff::Timestamp;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Config, ResourceExt};
@@ -55,6 +57,7 @@ struct Agent {
     pod_cidr: String,
     prefix: String,
     program: PathBuf,
+    since: Timestamp,
     addresses: Mutex<Addresses>,
 }
 
@@ -94,8 +97,8 @@ impl Addresses {
     fn take(&mut self, uid: &str) -> Result<Ipv4Addr> {
         let order = (self.last.saturating_add(1)..=254).chain(2..=self.last);
         for host in order.filter(|&host| host >= 2) {
-            if !self.used.contains_key(&host) {
-                self.used.insert(host, uid.to_owned());
+            if let Entry::Vacant(free) = self.used.entry(host) {
+                free.insert(uid.to_owned());
                 self.last = host;
                 return Ok(self.at(host));
             }
@@ -133,6 +136,7 @@ async fn serve(args: Args) -> Result<()> {
         pod_cidr: args.pod_cidr,
         prefix: args.prefix,
         program: std::env::current_exe()?,
+        since: Timestamp::now(),
         addresses: Mutex::new(addresses),
     });
     tokio::join!(

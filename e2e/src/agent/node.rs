@@ -71,11 +71,12 @@ async fn register(client: &Client, agent: &Agent, labels: &BTreeMap<String, Stri
 }
 
 fn status(agent: &Agent) -> Value {
-    let now = Time(Timestamp::now());
+    let (now, since) = (Time(Timestamp::now()), Time(agent.since));
     let condition = |kind: &str, status: &str, reason: &str| {
         json!({
             "type": kind, "status": status, "reason": reason,
             "lastHeartbeatTime": now,
+            "lastTransitionTime": since,
         })
     };
     let room = json!({"cpu": "8", "memory": "16Gi", "pods": "250", "ephemeral-storage": "64Gi"});

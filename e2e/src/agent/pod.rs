@@ -168,11 +168,22 @@ impl Sandbox {
     /// images are not for it.
     fn serve(&self, pod: &Pod) -> Result<Child> {
         let container = pod.spec.as_ref().and_then(|spec| spec.containers.first());
-        let ours = container
-            .filter(|c| c.image.as_deref().is_some_and(|image| image.starts_with(crate::lab::ECHO)));
+        let ours = container.filter(|c| {
+            c.image
+                .as_deref()
+                .is_some_and(|image| image.starts_with(crate::lab::ECHO))
+        });
         let mut command = Command::new("ip");
         command
-            .args(["netns", "exec", &self.netns, "setpriv", "--pdeathsig", "KILL", "--"])
+            .args([
+                "netns",
+                "exec",
+                &self.netns,
+                "setpriv",
+                "--pdeathsig",
+                "KILL",
+                "--",
+            ])
             .arg(&self.agent.program)
             .args(["echo", "--name", &self.name])
             .args(ours.and_then(|c| c.args.clone()).unwrap_or_default())
@@ -389,8 +400,14 @@ fn grace(pod: &Pod) -> Duration {
 
 /// Whether all readiness gates hold.
 fn gates(pod: &Pod) -> bool {
-    let gates = pod.spec.as_ref().and_then(|spec| spec.readiness_gates.as_ref());
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let gates = pod
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.readiness_gates.as_ref());
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_ref());
     gates.into_iter().flatten().all(|gate| {
         conditions
             .into_iter()

@@ -63,7 +63,10 @@ impl Probe {
     /// Probes once.
     pub(super) async fn once(&self, pod: IpAddr) -> bool {
         let attempt = ask(SocketAddr::new(pod, self.port), self.path.as_deref());
-        matches!(tokio::time::timeout(self.timeout, attempt).await, Ok(Ok(())))
+        matches!(
+            tokio::time::timeout(self.timeout, attempt).await,
+            Ok(Ok(()))
+        )
     }
 }
 
@@ -97,7 +100,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn pod(probe: serde_json::Value) -> Pod {
+    fn pod(probe: &serde_json::Value) -> Pod {
         serde_json::from_value(json!({"spec": {"containers": [{
             "name": "echo",
             "ports": [{"name": "web", "containerPort": 8080}],
@@ -108,11 +111,11 @@ mod tests {
 
     #[test]
     fn the_pods_own_probe_counts_with_the_kubelets_defaults() {
-        let probe = Probe::of(&pod(json!({"httpGet": {"path": "/x", "port": "web"}}))).unwrap();
+        let probe = Probe::of(&pod(&json!({"httpGet": {"path": "/x", "port": "web"}}))).unwrap();
         assert_eq!((probe.port, probe.path.as_deref()), (8080, Some("/x")));
         assert_eq!(probe.period, Duration::from_secs(10));
         assert_eq!((probe.successes, probe.failures), (1, 3));
-        let probe = pod(json!({"tcpSocket": {"port": 8081}, "periodSeconds": 2}));
+        let probe = pod(&json!({"tcpSocket": {"port": 8081}, "periodSeconds": 2}));
         let probe = Probe::of(&probe).unwrap();
         assert_eq!((probe.port, probe.path), (8081, None));
         assert_eq!(probe.period, Duration::from_secs(2));
@@ -120,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_probe_that_this_agent_cannot_make_is_an_error() {
-        assert!(Probe::of(&pod(json!({"exec": {"command": ["true"]}}))).is_err());
-        assert!(Probe::of(&pod(json!({"tcpSocket": {"port": "nobody"}}))).is_err());
+        assert!(Probe::of(&pod(&json!({"exec": {"command": ["true"]}}))).is_err());
+        assert!(Probe::of(&pod(&json!({"tcpSocket": {"port": "nobody"}}))).is_err());
     }
 }
