@@ -69,9 +69,11 @@ impl Placement {
     pub fn set(&mut self, ip: IpAddr, choice: Choice) {
         self.remove(ip);
         *self.desired.entry(choice.node.clone()).or_default() += 1;
-        let places = self.successors.entry(choice.node.clone()).or_default();
-        for (counts, successor) in places.iter_mut().zip(&choice.successors) {
-            *counts.entry(successor.clone()).or_default() += 1;
+        if !choice.successors.is_empty() {
+            let places = self.successors.entry(choice.node.clone()).or_default();
+            for (counts, successor) in places.iter_mut().zip(&choice.successors) {
+                *counts.entry(successor.clone()).or_default() += 1;
+            }
         }
         self.choices.insert(ip, choice);
     }

@@ -209,9 +209,12 @@ impl Allocator {
         }
     }
 
-    /// Gives `ip` to `service`, or changes the terms on which it has it. Whether it may is
-    /// [`super::settle`]'s business.
-    pub fn claim(&mut self, ip: IpAddr, service: &ServiceKey, claim: Claim) {
+    /// Gives `ip` to `service`, or changes the terms on which it has it; false when it has it on
+    /// these terms already. Whether it may is [`super::settle`]'s business.
+    pub fn claim(&mut self, ip: IpAddr, service: &ServiceKey, claim: Claim) -> bool {
+        if self.holdings.get(&ip).and_then(|h| h.claims.get(service)) == Some(&claim) {
+            return false;
+        }
         let new_key = claim.sharing_key.clone();
         let old = self.occupy(ip).claims.insert(service.clone(), claim);
         if let Some(old_key) = old.and_then(|c| c.sharing_key)
@@ -233,6 +236,7 @@ impl Allocator {
                 self.held_by.insert(service.clone(), [ip].into());
             }
         }
+        true
     }
 
     /// Takes `ip` from `service`. It begins its rest when nobody holds it and no VirtualIP

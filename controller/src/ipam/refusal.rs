@@ -140,6 +140,29 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// The address whose holders stand in the way, if that is what it is about.
+    #[must_use]
+    pub fn held_address(&self) -> Option<IpAddr> {
+        match self {
+            Self::InUse { address, .. } | Self::Reserved { address, .. } | Self::AtRest { address, .. } => {
+                Some(*address)
+            }
+            Self::NoPool
+            | Self::UnknownPool { .. }
+            | Self::NoneFits { .. }
+            | Self::OutsidePools { .. }
+            | Self::NotInPool { .. }
+            | Self::Fenced { .. }
+            | Self::Avoided { .. }
+            | Self::WrongFamily { .. }
+            | Self::TwoOfAFamily { .. }
+            | Self::Malformed { .. }
+            | Self::TwoRequests
+            | Self::NeedsBothFamilies
+            | Self::NoFamily => None,
+        }
+    }
+
     /// Its name in conditions, Events, metrics and logs.
     #[must_use]
     pub fn reason(&self) -> AllocationReason {
@@ -188,7 +211,7 @@ fn list<T: fmt::Display>(items: &[T]) -> String {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoPool => f.write_str("there is no IPAddressPool: create one with addresses of your network"),
+            Self::NoPool => f.write_str("no IPAddressPool is in force: create one with addresses of your network, or correct those whose condition Accepted is False"),
             Self::UnknownPool { pool, known } => write!(
                 f,
                 "there is no pool {pool:?} (pools: {}): correct the {} annotation or create the pool",

@@ -25,6 +25,8 @@ pub struct Request<'a> {
     pub require_both: bool,
     /// Addresses asked for by name, at most one of each family.
     pub addresses: &'a [IpAddr],
+    /// Why the addresses asked for cannot be read, if so.
+    pub unreadable: Option<&'a Refusal>,
     /// Pools asked for by name; empty for any.
     pub pools: &'a [String],
     /// Addresses that it had before, in its status: taken again if they are free and the rules
@@ -74,15 +76,11 @@ impl Allocator {
         self.end_rests(now);
         let held: Vec<IpAddr> = self.held_by(request.service).collect();
         let mut out = Settlement::default();
-        if let Some(refusal) = request.unreadable() {
-            // A request that cannot be understood changes nothing for the better: keep what is
-            // lawful.
-            for ip in held {
-                let fits = request.families.contains(&Family::of(ip))
-                    && !out.keep.iter().any(|k| Family::of(*k) == Family::of(ip))
-                    && self.keeps_lawfully(request, ip).is_ok();
-                if fits { out.keep.push(ip) } else { out.give_up.push(ip) }
-            }
+        if let Some(refusal) = request.impossible() {
+            // A request that cannot be understood gives nothing on a guess and takes nothing away.
+            let families = if request.families.is_empty() { &Family::BOTH[..] } else { request.families };
+            out.keep = families.iter().filter_map(|f| self.current(request, &held, *f)).collect();
+            out.give_up = held.into_iter().filter(|ip| !out.keep.contains(ip)).collect();
             out.refusal = Some(refusal);
             return out;
         }
@@ -294,7 +292,10 @@ impl Request<'_> {
     }
 
     /// What makes the request impossible in itself, whatever the pools.
-    fn unreadable(&self) -> Option<Refusal> {
+    fn impossible(&self) -> Option<Refusal> {
+        if let Some(refusal) = self.unreadable {
+            return Some(refusal.clone());
+        }
         if self.families.is_empty() {
             return Some(Refusal::NoFamily);
         }

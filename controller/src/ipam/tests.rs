@@ -104,6 +104,7 @@ impl Ask {
             families: &self.families,
             require_both: self.require_both,
             addresses: &self.addresses,
+            unreadable: None,
             pools: &self.pools,
             before: &self.before,
         }
@@ -620,6 +621,7 @@ proptest! {
                 }
             }
             // Rests, the slow way.
+            rests.retain(|ip, _| asks.keys().all(|k| book.held_by(k).all(|held| held != *ip)));
             for (key, held) in &before {
                 for ip in held {
                     let free = asks.keys().all(|k| book.held_by(k).all(|h| h != *ip));

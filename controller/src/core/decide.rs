@@ -1,0 +1,288 @@
+//! One Service: what it should have, and the writes that make it so.
+//!
+//! A new Service takes two writes: create the VirtualIP, patch the status. What is right already
+//! is not written.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use bellrock_api::annotations::CONDITION_LOAD_BALANCER;
+use bellrock_api::{AllocationReason, Claim as VipClaim, VirtualIPSpec};
+use k8s_openapi::api::core::v1::LoadBalancerIngress;
+
+use super::{Core, OurCondition, Refused, StatusPatch, Write};
+use crate::ipam::{Claim, Family, Refusal, Request, ServiceKey, Settlement};
+use crate::view::{ServiceView, VipView, port_claims};
+
+impl Core {
+    /// Decides for a Service, enters the decision into the book, and returns the writes.
+    pub(super) fn decide_service(&mut self, key: &ServiceKey) -> Vec<Write> {
+        match self.ours(key) {
+            Some(service) => {
+                // The view is put back below: it is taken out to be read beside the changing book.
+                let service = service.clone();
+                self.decide_ours(key, &service)
+            }
+            None => self.decide_not_ours(key),
+        }
+    }
+
+    fn decide_ours(&mut self, key: &ServiceKey, service: &ServiceView) -> Vec<Write> {
+        let before = service.status_addresses();
+        let request = Request {
+            service: key,
+            namespace_labels: self.namespaces.get(&key.namespace),
+            service_labels: &service.labels,
+            claim: &service.claim,
+            families: &service.families,
+            require_both: service.require_both,
+            addresses: service.addresses.as_deref().unwrap_or_default(),
+            unreadable: service.addresses.as_ref().err(),
+            pools: &service.pools,
+            before: &before,
+        };
+        let settlement = self.allocator.settle(&request, self.now);
+        let mut writes = Vec::new();
+        let mut have: Vec<IpAddr> = settlement.keep.clone();
+        have.extend(settlement.take.iter().map(|pick| pick.address));
+        have.sort_by_key(|ip| service.families.iter().position(|f| *f == Family::of(*ip)));
+        for ip in &have {
+            self.claim(*ip, key, service.claim.clone());
+        }
+        self.wanted.insert(key.clone(), have.iter().copied().collect::<BTreeSet<_>>());
+        for ip in &have {
+            let picked = settlement.take.iter().find(|pick| pick.address == *ip);
+            let claim = vip_claim(key, service);
+            writes.extend(self.hold(*ip, claim, picked.map(|pick| pick.pool.clone())));
+        }
+        self.allocations += u64::try_from(settlement.take.len()).unwrap_or(u64::MAX);
+        self.note_refusal(key, settlement.refusal.as_ref());
+        writes.extend(self.status(key, service, &have, &settlement));
+        for ip in &settlement.give_up {
+            writes.extend(self.let_go(*ip, key));
+        }
+        writes
+    }
+
+    fn decide_not_ours(&mut self, key: &ServiceKey) -> Vec<Write> {
+        self.wanted.remove(key);
+        self.note_refusal(key, None);
+        let held: Vec<IpAddr> = self.allocator.held_by(key).collect();
+        let mut writes = Vec::new();
+        if let Some(service) = self.services.get(key)
+            && let Some(condition) = service.condition()
+        {
+            // It was ours: what we wrote goes. What somebody else wrote since stays.
+            let ours = condition.status == "True"
+                || service.status_addresses().iter().all(|ip| held.contains(ip));
+            writes.push(Write::PatchStatus(Box::new(StatusPatch {
+                service: key.clone(),
+                version: service.version.clone(),
+                ingress: (ours && !service.ingress.is_empty()).then(Vec::new),
+                others: others(service),
+                condition: None,
+                event: None,
+            })));
+        }
+        for ip in held {
+            writes.extend(self.reserve_or_let_go(ip, key));
+        }
+        writes
+    }
+
+    /// The write that makes the VirtualIP of `ip` carry `claim`, if it does not yet.
+    fn hold(&mut self, ip: IpAddr, claim: VipClaim, picked_pool: Option<String>) -> Option<Write> {
+        let Some(vip) = self.vips.get(&ip) else {
+            let pool = picked_pool.or_else(|| self.pool_for(ip, None));
+            let claims = vec![claim];
+            let l2 = self.placed(ip, pool.as_deref(), &claims);
+            return Some(Write::CreateVip(Box::new(VirtualIPSpec {
+                address: ip.to_string(),
+                pool,
+                claims,
+                l2,
+            })));
+        };
+        let present = vip.spec.claim_of(&claim.namespace, &claim.name);
+        if present == Some(&claim) {
+            return None;
+        }
+        let vip = vip.clone();
+        let mut claims = vip.spec.claims.clone();
+        match claims.iter_mut().find(|c| c.namespace == claim.namespace && c.name == claim.name) {
+            Some(present) => *present = claim,
+            None => claims.push(claim),
+        }
+        Some(self.rewrite(ip, &vip, claims))
+    }
+
+    /// The write that takes `key`'s claim off the VirtualIP of `ip`. One that we made goes with
+    /// its last claim.
+    fn let_go(&mut self, ip: IpAddr, key: &ServiceKey) -> Option<Write> {
+        let recorded = self
+            .vips
+            .get(&ip)
+            .filter(|vip| vip.spec.claim_of(&key.namespace, &key.name).is_some());
+        let Some(vip) = recorded else {
+            // Only decided, never written.
+            self.release(ip, key);
+            return None;
+        };
+        let vip = vip.clone();
+        let mut claims = vip.spec.claims.clone();
+        claims.retain(|c| c.namespace != key.namespace || c.name != key.name);
+        if claims.is_empty() && vip.managed {
+            return Some(Write::DeleteVip { ip, version: vip.version });
+        }
+        Some(self.rewrite(ip, &vip, claims))
+    }
+
+    /// As [`Core::let_go`] for a Service that is gone or not ours any more: on a VirtualIP that
+    /// was made by hand it keeps its place, so that it finds its address when it comes back.
+    fn reserve_or_let_go(&mut self, ip: IpAddr, key: &ServiceKey) -> Option<Write> {
+        let Some(vip) = self.vips.get(&ip).filter(|vip| !vip.managed).cloned() else {
+            return self.let_go(ip, key);
+        };
+        let Some(claim) = vip.spec.claim_of(&key.namespace, &key.name) else {
+            return self.let_go(ip, key);
+        };
+        self.claim(ip, key, Claim::default());
+        let kept = VipClaim {
+            namespace: claim.namespace.clone(),
+            name: claim.name.clone(),
+            ..VipClaim::default()
+        };
+        if *claim == kept {
+            return None;
+        }
+        let mut claims = vip.spec.claims.clone();
+        for claim in &mut claims {
+            if claim.namespace == key.namespace && claim.name == key.name {
+                claim.clone_from(&kept);
+            }
+        }
+        Some(self.rewrite(ip, &vip, claims))
+    }
+
+    /// The patch that gives a VirtualIP these claims, and the pool and placement that it should
+    /// have with them.
+    fn rewrite(&mut self, ip: IpAddr, vip: &VipView, claims: Vec<VipClaim>) -> Write {
+        let mut spec = vip.spec.clone();
+        spec.claims = claims;
+        self.refresh(ip, &mut spec);
+        Write::PatchVip { ip, version: vip.version.clone(), spec: Box::new(spec) }
+    }
+
+    fn note_refusal(&mut self, key: &ServiceKey, refusal: Option<&Refusal>) {
+        let now = refusal.map(|r| Refused { reason: r.reason(), over: r.held_address() });
+        let before = match now {
+            Some(now) => self.refused.insert(key.clone(), now),
+            None => self.refused.remove(key),
+        };
+        if before == now {
+            return;
+        }
+        if let Some(ip) = before.and_then(|r| r.over)
+            && let Some(waiting) = self.awaited.get_mut(&ip)
+        {
+            waiting.remove(key);
+            if waiting.is_empty() {
+                self.awaited.remove(&ip);
+            }
+        }
+        if let Some(ip) = now.and_then(|r| r.over) {
+            self.awaited.entry(ip).or_default().insert(key.clone());
+        }
+        if let Some(now) = now
+            && before.map(|r| r.reason) != Some(now.reason)
+        {
+            self.refusals.push(now.reason);
+        }
+    }
+
+    /// The status write, if the status is not right already.
+    fn status(
+        &self,
+        key: &ServiceKey,
+        service: &ServiceView,
+        have: &[IpAddr],
+        settlement: &Settlement,
+    ) -> Option<Write> {
+        let ingress: Vec<LoadBalancerIngress> = have
+            .iter()
+            .map(|ip| LoadBalancerIngress {
+                ip: Some(ip.to_string()),
+                ip_mode: Some("VIP".to_owned()),
+                ..LoadBalancerIngress::default()
+            })
+            .collect();
+        let (met, reason, message) = verdict(service, have, settlement, |ip| {
+            let picked = settlement.take.iter().find(|pick| pick.address == ip);
+            let recorded = self.vips.get(&ip).and_then(|vip| vip.spec.pool.clone());
+            picked.map(|pick| pick.pool.clone()).or(recorded)
+        });
+        let present = service.condition();
+        let told = present.is_some_and(|c| {
+            (c.status == "True") == met && c.reason == reason.as_str() && c.message == message
+        });
+        if told && service.ingress == ingress {
+            return None;
+        }
+        let since = present.filter(|c| (c.status == "True") == met).map(|c| c.last_transition_time.clone());
+        Some(Write::PatchStatus(Box::new(StatusPatch {
+            service: key.clone(),
+            version: service.version.clone(),
+            ingress: (service.ingress != ingress).then_some(ingress),
+            others: others(service),
+            event: (!told).then(|| (reason, message.clone())),
+            condition: Some(OurCondition { met, reason, message, since }),
+        })))
+    }
+}
+
+fn others(service: &ServiceView) -> Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
+    let ours = |type_: &str| type_ == CONDITION_LOAD_BALANCER;
+    service.conditions.iter().filter(|c| !ours(&c.type_)).cloned().collect()
+}
+
+fn vip_claim(key: &ServiceKey, service: &ServiceView) -> VipClaim {
+    VipClaim {
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+        uid: Some(service.version.uid.clone()).filter(|uid| !uid.is_empty()),
+        ports: port_claims(&service.claim.ports),
+        sharing_key: service.claim.sharing_key.clone(),
+    }
+}
+
+/// Whether the request is met, the reason, and the message: what it has, and what it has not.
+fn verdict(
+    service: &ServiceView,
+    have: &[IpAddr],
+    settlement: &Settlement,
+    pool_of: impl Fn(IpAddr) -> Option<String>,
+) -> (bool, AllocationReason, String) {
+    let addresses = have
+        .iter()
+        .map(|ip| match pool_of(*ip) {
+            Some(pool) => format!("{ip} from pool {pool}"),
+            None => ip.to_string(),
+        })
+        .collect::<Vec<_>>()
+        .join(", ");
+    let Some(refusal) = &settlement.refusal else {
+        return (true, AllocationReason::Allocated, addresses);
+    };
+    let reason = refusal.reason();
+    if have.is_empty() {
+        return (false, reason, refusal.to_string());
+    }
+    // Two families preferred, one to be had, and nothing else amiss: that is what the policy
+    // allows. The message tells.
+    let missing = service.families.iter().any(|f| !have.iter().any(|ip| Family::of(*ip) == *f));
+    let by_rule = matches!(refusal, Refusal::NoneFits { .. });
+    if missing && by_rule && !service.require_both {
+        return (true, AllocationReason::Allocated, format!("{addresses}; {refusal}"));
+    }
+    (false, reason, format!("keeps {addresses}; {refusal}"))
+}

@@ -1,0 +1,6 @@
+//! The core against a model of the API server: one that keeps versions, refuses what conflicts,
+//! may fail before or after a write, and tells the core with a delay.
+
+mod cluster;
+mod faults;
+mod tables;

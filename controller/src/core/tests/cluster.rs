@@ -1,0 +1,470 @@
+//! The model of the API server, and a controller that runs on it one step at a time.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use bellrock_api::annotations::{ADDRESS_POOL, CONDITION_LOAD_BALANCER, LOAD_BALANCER_IPS, SHARING_KEY};
+use bellrock_api::{VirtualIPSpec, parse_virtual_ip_name, virtual_ip_name};
+use k8s_openapi::api::core::v1::{LoadBalancerStatus, Node, Service, ServiceStatus};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use serde_json::{Value, json};
+
+use crate::core::{Change, Core, Kind, OurCondition, Plan, Settings, Work, Write};
+use crate::ipam::ServiceKey;
+use crate::pools::PoolView;
+use crate::view::{AdvertisementView, Labels, NodeView, ServiceView, Version, VipView};
+
+/// How a write ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It is made, and the answer arrives.
+    Made,
+    /// It does not reach the API server.
+    Lost,
+    /// It is made, and the answer is lost.
+    Unanswered,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Refused {
+    Conflict,
+    Exists,
+    Missing,
+    Network,
+}
+
+#[derive(Default)]
+pub(super) struct Cluster {
+    pub(super) services: BTreeMap<ServiceKey, Service>,
+    pub(super) namespaces: BTreeMap<String, Labels>,
+    pub(super) nodes: BTreeMap<String, NodeView>,
+    pub(super) pools: BTreeMap<String, PoolView>,
+    pub(super) advertisements: BTreeMap<String, AdvertisementView>,
+    pub(super) vips: BTreeMap<String, VipView>,
+    versions: u64,
+    /// Told to the watches, not yet received.
+    news: VecDeque<Change>,
+    /// Every write that was accepted.
+    pub(super) writes: Vec<Write>,
+}
+
+impl Cluster {
+    fn version(&mut self, uid: Option<&str>) -> Version {
+        self.versions += 1;
+        Version {
+            uid: uid.map_or_else(|| format!("uid-{}", self.versions), str::to_owned),
+            resource: self.versions.to_string(),
+        }
+    }
+
+    pub(super) fn tell_service(&mut self, key: &ServiceKey) {
+        let (key, view) = ServiceView::of(&self.services[key]).unwrap();
+        self.news.push_back(Change::Service(key, Box::new(view)));
+    }
+
+    /// Creates or changes a Service; its status stays.
+    pub(super) fn put_service(&mut self, name: &str, spec: Value, annotations: Value) -> ServiceKey {
+        let key = match name.split_once('/') {
+            Some((namespace, name)) => ServiceKey::new(namespace, name),
+            None => ServiceKey::new("default", name),
+        };
+        let old = self.services.get(&key).cloned();
+        let uid = old.as_ref().and_then(|s| s.metadata.uid.clone());
+        let version = self.version(uid.as_deref());
+        let mut full = json!({
+            "type": "LoadBalancer", "ipFamilies": ["IPv4"], "clusterIPs": ["10.96.0.1"],
+            "ipFamilyPolicy": "SingleStack", "externalTrafficPolicy": "Cluster",
+            "ports": [{ "port": 80 }],
+        });
+        full.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        let mut service: Service = serde_json::from_value(json!({
+            "metadata": {
+                "namespace": key.namespace, "name": key.name, "uid": version.uid,
+                "resourceVersion": version.resource, "annotations": annotations,
+            },
+            "spec": full,
+        }))
+        .unwrap();
+        service.status = old.and_then(|s| s.status);
+        self.services.insert(key.clone(), service);
+        self.tell_service(&key);
+        key
+    }
+
+    pub(super) fn delete_service(&mut self, key: &ServiceKey) {
+        if let Some(service) = self.services.remove(key) {
+            self.news.push_back(Change::Gone(
+                Kind::Service,
+                key.namespace.clone(),
+                key.name.clone(),
+                service.metadata.uid.unwrap(),
+            ));
+        }
+    }
+
+    pub(super) fn put_pool(&mut self, name: &str, spec: Value) {
+        let old = self.pools.get(name).cloned();
+        let version = self.version(old.as_ref().map(|p| p.version.uid.as_str()));
+        let view = PoolView {
+            created: old.as_ref().map_or(i64::try_from(self.versions).unwrap(), |p| p.created),
+            generation: Some(i64::try_from(self.versions).unwrap()),
+            version,
+            labels: Labels::new(),
+            spec: serde_json::from_value(spec).map_err(|e| e.to_string()),
+            status: old.map(|p| p.status).unwrap_or_default(),
+        };
+        self.pools.insert(name.to_owned(), view.clone());
+        self.news.push_back(Change::Pool(name.to_owned(), Box::new(view)));
+    }
+
+    pub(super) fn delete_pool(&mut self, name: &str) {
+        if let Some(pool) = self.pools.remove(name) {
+            let gone = Change::Gone(Kind::Pool, String::new(), name.to_owned(), pool.version.uid);
+            self.news.push_back(gone);
+        }
+    }
+
+    pub(super) fn put_node(&mut self, name: &str, node: Value) {
+        let node: Node = serde_json::from_value(node).unwrap();
+        let view = NodeView::of(&node);
+        self.nodes.insert(name.to_owned(), view.clone());
+        self.news.push_back(Change::Node(name.to_owned(), view));
+    }
+
+    pub(super) fn delete_node(&mut self, name: &str) {
+        self.nodes.remove(name);
+        let gone = Change::Gone(Kind::Node, String::new(), name.to_owned(), String::new());
+        self.news.push_back(gone);
+    }
+
+    pub(super) fn put_advertisement(&mut self, name: &str, spec: Value) {
+        let view = AdvertisementView { spec: serde_json::from_value(spec).unwrap() };
+        self.advertisements.insert(name.to_owned(), view.clone());
+        self.news.push_back(Change::L2Advertisement(name.to_owned(), Box::new(view)));
+    }
+
+    pub(super) fn put_namespace(&mut self, name: &str, labels: &[(&str, &str)]) {
+        let labels: Labels =
+            labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        self.namespaces.insert(name.to_owned(), labels.clone());
+        self.news.push_back(Change::Namespace(name.to_owned(), labels));
+    }
+
+    /// A VirtualIP made by hand.
+    pub(super) fn put_vip_by_hand(&mut self, address: &str, claims: &[&str]) {
+        let claims = claims.iter().map(|text| {
+            let (namespace, name) = text.split_once('/').unwrap();
+            json!({ "namespace": namespace, "name": name })
+        });
+        let spec = json!({ "address": address, "claims": claims.collect::<Vec<_>>() });
+        let spec: VirtualIPSpec = serde_json::from_value(spec).unwrap();
+        let name = virtual_ip_name(spec.ip().unwrap());
+        let uid = self.vips.get(&name).map(|v| v.version.uid.clone());
+        let version = self.version(uid.as_deref());
+        let view = VipView { version, managed: false, spec };
+        self.vips.insert(name, view.clone());
+        self.tell_vip(&view);
+    }
+
+    fn tell_vip(&mut self, view: &VipView) {
+        let ip = view.spec.ip().unwrap();
+        self.news.push_back(Change::VirtualIp(ip, Box::new(view.clone())));
+    }
+
+    pub(super) fn delete_vip(&mut self, address: &str) {
+        let name = virtual_ip_name(address.parse().unwrap());
+        if let Some(vip) = self.vips.remove(&name) {
+            self.news.push_back(Change::Gone(Kind::VirtualIp, String::new(), name, vip.version.uid));
+        }
+    }
+
+    /// Another party touches a VirtualIP, as its speaker does with the status.
+    pub(super) fn touch_vip(&mut self, name: &str) {
+        if let Some(mut vip) = self.vips.get(name).cloned() {
+            vip.version = self.version(Some(&vip.version.uid));
+            self.vips.insert(name.to_owned(), vip.clone());
+            self.tell_vip(&vip);
+        }
+    }
+
+    /// Another party touches a Service.
+    pub(super) fn touch_service(&mut self, key: &ServiceKey) {
+        if let Some(mut service) = self.services.get(key).cloned() {
+            let version = self.version(service.metadata.uid.as_deref());
+            service.metadata.resource_version = Some(version.resource);
+            self.services.insert(key.clone(), service);
+            self.tell_service(key);
+        }
+    }
+
+    fn accept(&mut self, write: &Write) -> Result<Option<Change>, Refused> {
+        let answer = match write {
+            Write::CreateVip(spec) => {
+                let name = virtual_ip_name(spec.ip().unwrap());
+                if self.vips.contains_key(&name) {
+                    return Err(Refused::Exists);
+                }
+                let view = VipView { version: self.version(None), managed: true, spec: *spec.clone() };
+                self.vips.insert(name, view.clone());
+                self.tell_vip(&view);
+                Some(Change::VirtualIp(spec.ip().unwrap(), Box::new(view)))
+            }
+            Write::PatchVip { ip, version, spec } => {
+                let name = virtual_ip_name(*ip);
+                let present = self.vips.get(&name).ok_or(Refused::Missing)?;
+                if present.version != *version {
+                    return Err(Refused::Conflict);
+                }
+                let managed = present.managed;
+                let version = self.version(Some(&version.uid));
+                let view = VipView { version, managed, spec: *spec.clone() };
+                self.vips.insert(name, view.clone());
+                self.tell_vip(&view);
+                Some(Change::VirtualIp(*ip, Box::new(view)))
+            }
+            Write::DeleteVip { ip, version } => {
+                let name = virtual_ip_name(*ip);
+                let present = self.vips.get(&name).ok_or(Refused::Missing)?;
+                if present.version != *version {
+                    return Err(Refused::Conflict);
+                }
+                self.delete_vip(&ip.to_string());
+                None
+            }
+            Write::PatchStatus(patch) => {
+                let mut service = self.services.get(&patch.service).ok_or(Refused::Missing)?.clone();
+                if Version::of(&service.metadata) != patch.version {
+                    return Err(Refused::Conflict);
+                }
+                let mut conditions = patch.others.clone();
+                conditions.extend(patch.condition.as_ref().map(condition));
+                let status = service.status.get_or_insert_with(ServiceStatus::default);
+                status.conditions = Some(conditions);
+                if let Some(ingress) = &patch.ingress {
+                    let ingress = Some(ingress.clone());
+                    status.load_balancer = Some(LoadBalancerStatus { ingress });
+                }
+                let version = self.version(Some(&patch.version.uid));
+                service.metadata.resource_version = Some(version.resource);
+                self.services.insert(patch.service.clone(), service);
+                self.tell_service(&patch.service);
+                let (key, view) = ServiceView::of(&self.services[&patch.service]).unwrap();
+                Some(Change::Service(key, Box::new(view)))
+            }
+        };
+        self.writes.push(write.clone());
+        Ok(answer)
+    }
+
+    /// The addresses in a Service's status.
+    pub(super) fn addresses(&self, key: &ServiceKey) -> Vec<String> {
+        let view = self.services.get(key).and_then(ServiceView::of);
+        view.map(|(_, v)| v.status_addresses().iter().map(ToString::to_string).collect())
+            .unwrap_or_default()
+    }
+
+    /// Status, reason and message of our condition.
+    pub(super) fn condition(&self, key: &ServiceKey) -> Option<(bool, String, String)> {
+        let view = ServiceView::of(self.services.get(key)?)?.1;
+        let c = view.conditions.iter().find(|c| c.type_ == CONDITION_LOAD_BALANCER)?;
+        Some((c.status == "True", c.reason.clone(), c.message.clone()))
+    }
+
+    /// Claims of a VirtualIP, `namespace/name`.
+    pub(super) fn claims(&self, address: &str) -> Option<Vec<String>> {
+        let vip = self.vips.get(&virtual_ip_name(address.parse().unwrap()))?;
+        Some(vip.spec.claims.iter().map(|c| format!("{}/{}", c.namespace, c.name)).collect())
+    }
+
+    fn listing(&self) -> Vec<Change> {
+        let mut all: Vec<Change> = Vec::new();
+        let complete = |kind, keys: Vec<(String, String)>| {
+            Change::Complete(kind, keys.into_iter().collect::<BTreeSet<_>>())
+        };
+        let bare = |names: Vec<&String>| names.into_iter().map(|n| (String::new(), n.clone())).collect();
+        for service in self.services.values() {
+            let (key, view) = ServiceView::of(service).unwrap();
+            all.push(Change::Service(key, Box::new(view)));
+        }
+        let keys = self.services.keys().map(|k| (k.namespace.clone(), k.name.clone())).collect();
+        all.push(complete(Kind::Service, keys));
+        all.extend(self.vips.iter().map(|(name, vip)| {
+            Change::VirtualIp(parse_virtual_ip_name(name).unwrap(), Box::new(vip.clone()))
+        }));
+        all.push(complete(Kind::VirtualIp, bare(self.vips.keys().collect())));
+        let pools = self.pools.iter();
+        all.extend(pools.map(|(n, p)| Change::Pool(n.clone(), Box::new(p.clone()))));
+        all.push(complete(Kind::Pool, bare(self.pools.keys().collect())));
+        let ads = self.advertisements.iter();
+        all.extend(ads.map(|(n, a)| Change::L2Advertisement(n.clone(), Box::new(a.clone()))));
+        all.push(complete(Kind::L2Advertisement, bare(self.advertisements.keys().collect())));
+        all.extend(self.nodes.iter().map(|(n, v)| Change::Node(n.clone(), v.clone())));
+        all.push(complete(Kind::Node, bare(self.nodes.keys().collect())));
+        let namespaces = self.namespaces.iter();
+        all.extend(namespaces.map(|(n, l)| Change::Namespace(n.clone(), l.clone())));
+        all.push(complete(Kind::Namespace, bare(self.namespaces.keys().collect())));
+        all
+    }
+}
+
+fn condition(ours: &OurCondition) -> Condition {
+    let epoch = || serde_json::from_value::<Time>(json!("2026-01-01T00:00:00Z")).unwrap();
+    Condition {
+        type_: CONDITION_LOAD_BALANCER.to_owned(),
+        status: if ours.met { "True" } else { "False" }.to_owned(),
+        reason: ours.reason.as_str().to_owned(),
+        message: ours.message.clone(),
+        last_transition_time: ours.since.clone().unwrap_or_else(epoch),
+        observed_generation: None,
+    }
+}
+
+/// A controller on the model.
+pub(super) struct Controller {
+    pub(super) core: Core,
+    pub(super) now: Duration,
+    /// Plans under way, with what is left of them.
+    plans: Vec<(Work, VecDeque<Write>)>,
+}
+
+impl Controller {
+    /// Starts: lists everything.
+    pub(super) fn start(cluster: &mut Cluster, now: Duration) -> Self {
+        let mut core = Core::new(Settings {
+            classes: ["bellrock.dev/bellrock".to_owned()].into(),
+            serve_classless: true,
+            ignore_exclude_label: false,
+        });
+        cluster.news.clear();
+        for change in cluster.listing() {
+            assert!(core.next(now).is_none(), "nothing is decided before everything is known");
+            core.apply(change, now);
+        }
+        Self { core, now, plans: Vec::new() }
+    }
+
+    /// Receives the oldest piece of news; false when there is none.
+    pub(super) fn hear(&mut self, cluster: &mut Cluster) -> bool {
+        match cluster.news.pop_front() {
+            Some(change) => {
+                self.core.apply(change, self.now);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Starts the next plan; false when there is none.
+    pub(super) fn think(&mut self) -> bool {
+        match self.core.next(self.now) {
+            Some(Plan { work, writes }) => {
+                assert!(!writes.is_empty());
+                self.plans.push((work, writes.into()));
+                true
+            }
+            None => false,
+        }
+    }
+
+    pub(super) fn plans(&self) -> usize {
+        self.plans.len()
+    }
+
+    /// Makes the next write of a plan, as the driver does.
+    pub(super) fn act(&mut self, cluster: &mut Cluster, plan: usize, fate: Fate) {
+        let (work, mut rest) = self.plans.remove(plan);
+        let write = rest.pop_front().unwrap();
+        let result = match fate {
+            Fate::Lost => Err(Refused::Network),
+            Fate::Made => cluster.accept(&write),
+            Fate::Unanswered => cluster.accept(&write).and(Err(Refused::Network)),
+        };
+        match result {
+            Ok(answer) => {
+                match (&write, answer) {
+                    (Write::DeleteVip { ip, version }, _) => {
+                        self.core.vip_deleted(*ip, &version.uid, self.now);
+                    }
+                    (_, Some(Change::Service(key, view))) => self.core.service_written(&key, *view),
+                    (_, Some(change)) => self.core.apply(change, self.now),
+                    (_, None) => unreachable!(),
+                }
+                if rest.is_empty() {
+                    self.core.done(&work, false);
+                } else {
+                    self.plans.push((work, rest));
+                }
+            }
+            Err(refused) => {
+                // What is there now is read again, unless the network is down.
+                if refused != Refused::Network
+                    && let Some(ip) = write.vip()
+                {
+                    match cluster.vips.get(&virtual_ip_name(ip)) {
+                        Some(vip) => {
+                            self.core.apply(Change::VirtualIp(ip, Box::new(vip.clone())), self.now);
+                        }
+                        None => {
+                            if let Write::PatchVip { version, .. } | Write::DeleteVip { version, .. } = &write {
+                                self.core.vip_deleted(ip, &version.uid, self.now);
+                            }
+                        }
+                    }
+                }
+                self.core.done(&work, true);
+            }
+        }
+    }
+
+    /// Runs until nothing is left to do.
+    pub(super) fn settle(&mut self, cluster: &mut Cluster) {
+        for _ in 0..20_000 {
+            if self.hear(cluster) || self.think() {
+                continue;
+            }
+            if self.plans.is_empty() {
+                return;
+            }
+            self.act(cluster, 0, Fate::Made);
+        }
+        panic!("does not converge; last writes: {:#?}", cluster.writes.iter().rev().take(6).collect::<Vec<_>>());
+    }
+
+    /// Settles, and checks that neither a second look at everything nor a restart writes anything.
+    pub(super) fn settle_for_good(&mut self, cluster: &mut Cluster) {
+        self.settle(cluster);
+        let before = cluster.writes.len();
+        for key in cluster.services.keys() {
+            self.core.requeue(Work::Service(key.clone()));
+        }
+        for name in cluster.vips.keys() {
+            self.core.requeue(Work::Vip(parse_virtual_ip_name(name).unwrap()));
+        }
+        self.settle(cluster);
+        assert_eq!(cluster.writes[before..], [], "a second pass");
+        if self.core.next_deadline().is_some() {
+            // Somebody waits for an address at rest, and rests do not outlive a restart.
+            return;
+        }
+        let mut other = Controller::start(cluster, self.now);
+        other.settle(cluster);
+        assert_eq!(cluster.writes[before..], [], "a restart");
+    }
+}
+
+pub(super) fn ips(list: &str) -> Value {
+    json!({ LOAD_BALANCER_IPS: list })
+}
+
+pub(super) fn in_pool(pool: &str) -> Value {
+    json!({ ADDRESS_POOL: pool })
+}
+
+pub(super) fn sharing(key: &str) -> Value {
+    json!({ SHARING_KEY: key })
+}
+
+pub(super) fn address(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
