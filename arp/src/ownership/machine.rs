@@ -556,7 +556,7 @@ impl Machine {
     }
 
     #[cfg(test)]
-    pub(super) fn in_phase(phase: Phase, epoch: u64) -> Self {
+    fn in_phase(phase: Phase, epoch: u64) -> Self {
         let mut machine = Self::new(100, Instant(0));
         machine.blocked_told = matches!(phase, Phase::Blocked { .. });
         machine.phase = phase;
@@ -565,3 +565,7 @@ impl Machine {
         machine
     }
 }
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

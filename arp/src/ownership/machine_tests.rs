@@ -1,0 +1,322 @@
+//! Every cell of the state table.
+
+use super::*;
+
+const T: Instant = Instant(1_000_000_000);
+const PEER: MacAddr = MacAddr(2, 0, 0, 0, 0, 0x0b);
+const HOST: MacAddr = MacAddr(2, 0, 0, 0, 0, 0xee);
+const FOREIGN: MacAddr = MacAddr(2, 0, 0, 0, 0, 0xff);
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// One phase per column. Epochs: the base is 100, others had 105 (first
+/// claims: nobody), this node has 105 where it has one.
+fn columns() -> [(&'static str, Phase, u64); 8] {
+    let later = T + ms(500);
+    let probe =
+        |sent, due, keep| Phase::Probe { sent, due, keep, asked: false };
+    [
+        ("IDLE", Phase::Idle { retry: Some(later) }, 105),
+        ("WAIT", Phase::Wait { until: later, delay: ms(60) }, 105),
+        ("PROBE first", probe(1, Some(later), false), 0),
+        ("PROBE", probe(1, Some(later), false), 105),
+        ("PROBE end", probe(2, Some(later), false), 105),
+        ("PROBE keep", probe(2, Some(later), true), 105),
+        ("OWN", Phase::Own { since: T, announced: 0, due: Some(later) }, 105),
+        ("BLOCKED", Phase::Blocked { retry: later }, 0),
+    ]
+}
+
+fn triggers() -> Vec<(&'static str, Trigger)> {
+    let node = || "b".to_owned();
+    vec![
+        ("unowned", Trigger::Unowned { delay: ms(60), cause: Cause::OwnerSilent }),
+        ("due", Trigger::Due),
+        ("transmitted", Trigger::Transmitted),
+        ("higher claim", Trigger::Claim { higher: true, node: node(), mac: PEER }),
+        ("lower claim", Trigger::Claim { higher: false, node: node(), mac: PEER }),
+        ("peer answers", Trigger::PeerAnswer { mac: PEER }),
+        ("better probes", Trigger::PeerProbe { outranks: true, mac: PEER }),
+        ("worse probes", Trigger::PeerProbe { outranks: false, mac: PEER }),
+        ("silent answers", Trigger::SilentAnswer { mac: PEER }),
+        ("foreign", Trigger::Foreign { mac: FOREIGN }),
+        ("frozen", Trigger::Doubt { cause: Cause::Frozen }),
+        ("link down", Trigger::LinkDown),
+        ("resume", Trigger::Resume { cause: Cause::LinkChange }),
+        ("restart", Trigger::Resume { cause: Cause::Restart }),
+        ("ineligible", Trigger::Stop { cause: Cause::Ineligible }),
+        ("removed", Trigger::Stop { cause: Cause::Removed }),
+    ]
+}
+
+fn describe(machine: &Machine, actions: &[Action]) -> String {
+    let relative = |at: Instant| match at.since(T) {
+        Duration::ZERO => "0".to_owned(),
+        after => format!("{}ms", after.as_millis()),
+    };
+    let due = |due: Option<Instant>| due.map_or("-".to_owned(), relative);
+    let mut text = match &machine.phase {
+        Phase::Idle { retry } => format!("IDLE {}", due(*retry)),
+        Phase::Wait { until, .. } => format!("WAIT {}", relative(*until)),
+        Phase::Probe { sent, due: at, keep, asked } => format!(
+            "PROBE {sent} {}{}{}",
+            due(*at),
+            if *keep { " keep" } else { "" },
+            if *asked { " asked" } else { "" }
+        ),
+        Phase::Own { announced, due: at, .. } => {
+            format!("OWN {} {announced} {}", machine.epoch, due(*at))
+        }
+        Phase::Blocked { retry } => format!("BLOCKED {}", relative(*retry)),
+    };
+    for action in actions {
+        let short = match action {
+            Action::Transmit => "transmit".to_owned(),
+            Action::Claim => "claim".to_owned(),
+            Action::ClaimTo(PEER) => "claim-to".to_owned(),
+            Action::Release { epoch, removed } => {
+                format!("release {epoch}{}", if *removed { " removed" } else { "" })
+            }
+            Action::Ask(PEER) => "ask".to_owned(),
+            Action::Reconsider => "reconsider".to_owned(),
+            Action::Owned(cause) => format!("Owned({cause})"),
+            Action::Lost(cause, to) => {
+                format!("Lost({cause}{})", to.as_ref().map_or(String::new(), |to| format!(" {to}")))
+            }
+            Action::Blocked(FOREIGN) => "Blocked".to_owned(),
+            Action::Unblocked => "Unblocked".to_owned(),
+            Action::ForeignClaim(FOREIGN) => "Foreign".to_owned(),
+            other => panic!("{other:?}"),
+        };
+        text = format!("{text}; {short}");
+    }
+    text
+}
+
+fn cell(phase: &Phase, epoch: u64, trigger: &Trigger) -> String {
+    let mut machine = Machine::in_phase(phase.clone(), epoch);
+    machine.foreign = matches!(phase, Phase::Blocked { .. }).then_some((HOST, T));
+    if matches!(trigger, Trigger::Resume { cause: Cause::LinkChange }) {
+        machine.resume = matches!(phase, Phase::Idle { .. });
+    }
+    let before = machine.clone();
+    let actions = machine.step(trigger.clone(), T, &Timers::default());
+    if actions.is_empty() && machine.phase == before.phase {
+        return "-".to_owned();
+    }
+    describe(&machine, &actions)
+}
+
+/// `trigger | column: result`, cells that leave everything as it is left out.
+#[test]
+fn the_state_table_is_this() {
+    let mut table = Vec::new();
+    for (name, trigger) in triggers() {
+        for (column, phase, epoch) in columns() {
+            let cell = cell(&phase, epoch, &trigger);
+            if cell != "-" {
+                table.push(format!("{name} | {column}: {cell}"));
+            }
+        }
+    }
+    let expected = "\
+unowned | IDLE: WAIT 60ms
+due | IDLE: IDLE -; reconsider
+due | WAIT: PROBE 0 -; transmit
+due | PROBE first: PROBE 1 -; transmit
+due | PROBE: PROBE 1 -; transmit
+due | PROBE end: OWN 106 0 -; Owned(FirstClaim); claim; transmit
+due | PROBE keep: OWN 105 0 -; Owned(FirstClaim); claim; transmit
+due | OWN: OWN 105 0 -; transmit
+due | BLOCKED: PROBE 0 -; transmit
+transmitted | PROBE first: PROBE 2 20ms
+transmitted | PROBE: PROBE 2 20ms
+transmitted | PROBE end: PROBE 3 20ms
+transmitted | PROBE keep: PROBE 3 20ms keep
+transmitted | OWN: OWN 105 1 50ms
+higher claim | IDLE: IDLE -
+higher claim | WAIT: IDLE -
+higher claim | PROBE first: IDLE -
+higher claim | PROBE: IDLE -
+higher claim | PROBE end: IDLE -
+higher claim | PROBE keep: IDLE -
+higher claim | OWN: IDLE -; Lost(HigherClaim b); release 105
+higher claim | BLOCKED: IDLE -; Unblocked
+lower claim | OWN: OWN 105 0 -; claim-to; transmit
+peer answers | WAIT: IDLE 1000ms
+peer answers | PROBE first: IDLE 1000ms
+peer answers | PROBE: IDLE 1000ms
+peer answers | PROBE end: IDLE 1000ms
+peer answers | PROBE keep: IDLE 1000ms
+peer answers | OWN: OWN 105 0 -; claim-to; transmit
+better probes | WAIT: WAIT 60ms
+better probes | PROBE first: WAIT 60ms
+better probes | PROBE: WAIT 60ms
+better probes | PROBE end: WAIT 60ms
+better probes | PROBE keep: WAIT 60ms
+better probes | OWN: OWN 105 0 500ms; claim-to
+worse probes | OWN: OWN 105 0 500ms; claim-to
+silent answers | PROBE first: PROBE 1 500ms asked; ask
+silent answers | PROBE: PROBE 1 500ms asked; ask
+silent answers | PROBE end: PROBE 2 500ms asked; ask
+silent answers | PROBE keep: PROBE 2 500ms keep asked; ask
+foreign | IDLE: IDLE 500ms; Foreign
+foreign | WAIT: IDLE 1000ms; Foreign
+foreign | PROBE first: BLOCKED 60000ms; Blocked
+foreign | PROBE: WAIT 1000ms; Foreign
+foreign | PROBE end: WAIT 1000ms; Foreign
+foreign | PROBE keep: WAIT 1000ms; Foreign
+foreign | OWN: OWN 105 0 -; transmit; Foreign
+foreign | BLOCKED: BLOCKED 500ms; Blocked
+frozen | WAIT: IDLE 320ms
+frozen | PROBE first: PROBE 0 -; transmit
+frozen | PROBE: PROBE 0 -; transmit
+frozen | PROBE end: PROBE 0 -; transmit
+frozen | PROBE keep: PROBE 0 - keep; transmit
+frozen | OWN: PROBE 0 - keep; Lost(Frozen); transmit
+link down | IDLE: IDLE -
+link down | WAIT: IDLE -
+link down | PROBE first: IDLE -
+link down | PROBE: IDLE -
+link down | PROBE end: IDLE -
+link down | PROBE keep: IDLE -
+link down | OWN: IDLE -; Lost(LinkChange); release 105
+link down | BLOCKED: IDLE -; Unblocked
+resume | IDLE: PROBE 0 - keep; transmit
+restart | IDLE: PROBE 0 - keep; transmit
+ineligible | IDLE: IDLE -
+ineligible | WAIT: IDLE -
+ineligible | PROBE first: IDLE -
+ineligible | PROBE: IDLE -
+ineligible | PROBE end: IDLE -
+ineligible | PROBE keep: IDLE -
+ineligible | OWN: IDLE -; Lost(Ineligible); release 105
+ineligible | BLOCKED: IDLE -; Unblocked
+removed | IDLE: IDLE -
+removed | WAIT: IDLE -
+removed | PROBE first: IDLE -
+removed | PROBE: IDLE -
+removed | PROBE end: IDLE -
+removed | PROBE keep: IDLE -
+removed | OWN: IDLE -; Lost(Removed); release 105 removed
+removed | BLOCKED: IDLE -; Unblocked";
+    let got = table.join("\n");
+    for (got, expected) in got.lines().zip(expected.lines()) {
+        assert_eq!(got, expected);
+    }
+    assert_eq!(got, expected);
+}
+
+fn own(now: Instant) -> Machine {
+    let mut machine = Machine::in_phase(
+        Phase::Probe { sent: 2, due: Some(now), keep: false, asked: false },
+        105,
+    );
+    machine.step(Trigger::Due, now, &Timers::default());
+    machine
+}
+
+#[test]
+fn announcements_follow_the_claim_at_fixed_times_then_every_minute() {
+    let timers = Timers::default();
+    let mut machine = own(T);
+    let mut at = T;
+    let mut times = Vec::new();
+    for _ in 0..8 {
+        times.push(at.since(T).as_millis());
+        machine.step(Trigger::Transmitted, at, &timers);
+        at = machine.deadline().unwrap();
+        assert_eq!(machine.step(Trigger::Due, at, &timers), [Action::Transmit]);
+    }
+    assert_eq!(times, [0, 50, 250, 1_100, 2_200, 62_200, 122_200, 182_200]);
+}
+
+#[test]
+fn a_held_address_is_defended_once_in_ten_seconds_and_reported_once_a_minute() {
+    let timers = Timers::default();
+    let mut machine = own(T);
+    let (mut defended, mut reported) = (Vec::new(), Vec::new());
+    for second in 0..65 {
+        let now = T + Duration::from_secs(second);
+        for action in machine.step(Trigger::Foreign { mac: FOREIGN }, now, &timers) {
+            match action {
+                Action::Transmit => defended.push(second),
+                Action::ForeignClaim(FOREIGN) => reported.push(second),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert_eq!(defended, [0, 10, 20, 30, 40, 50, 60]);
+    assert_eq!(reported, [0, 60]);
+    let other = machine.step(Trigger::Foreign { mac: HOST }, T + ms(64_001), &timers);
+    assert_eq!(other, [Action::ForeignClaim(HOST)], "another host is news");
+}
+
+#[test]
+fn a_lower_claim_is_contradicted_at_most_once_an_interval() {
+    let timers = Timers::default();
+    let mut machine = own(T);
+    let claim = || Trigger::Claim { higher: false, node: "b".to_owned(), mac: PEER };
+    let counts = [0, 1, 99, 100, 150, 200]
+        .map(|at| machine.step(claim(), T + ms(at), &timers).len());
+    assert_eq!(counts, [2, 0, 0, 2, 0, 2]);
+}
+
+#[test]
+fn a_silent_owner_gets_one_more_interval_and_only_once() {
+    let timers = Timers::default();
+    let soon = T + ms(5);
+    let mut machine = Machine::in_phase(
+        Phase::Probe { sent: 2, due: Some(soon), keep: false, asked: false },
+        105,
+    );
+    let answer = || Trigger::SilentAnswer { mac: PEER };
+    assert_eq!(machine.step(answer(), T, &timers), [Action::Ask(PEER)]);
+    assert_eq!(machine.deadline(), Some(T + ms(20)));
+    assert_eq!(machine.step(answer(), T + ms(10), &timers), []);
+    assert_eq!(machine.deadline(), Some(T + ms(20)), "it cannot put the claim off for ever");
+}
+
+#[test]
+fn a_blocked_address_is_told_once_and_unblocked_when_it_is_claimed() {
+    let timers = Timers::default();
+    let mut machine = Machine::new(100, T);
+    let foreign = || Trigger::Foreign { mac: FOREIGN };
+    let unowned = Trigger::Unowned { delay: Duration::ZERO, cause: Cause::FirstClaim };
+    machine.step(unowned, T, &timers);
+    machine.step(Trigger::Due, T, &timers);
+    assert_eq!(machine.step(foreign(), T, &timers), [Action::Blocked(FOREIGN)]);
+    assert_eq!(machine.step(foreign(), T, &timers), []);
+    // Tried again: the host is still there.
+    machine.step(Trigger::Due, T + ms(60_000), &timers);
+    assert_eq!(machine.state(), State::Probe);
+    assert_eq!(machine.step(foreign(), T + ms(60_001), &timers), []);
+    assert_eq!(machine.state(), State::Blocked);
+    // And again: it is gone.
+    let mut now = T + ms(120_001);
+    machine.step(Trigger::Due, now, &timers);
+    for _ in 0..2 {
+        machine.step(Trigger::Transmitted, now, &timers);
+        now = machine.deadline().unwrap();
+        machine.step(Trigger::Due, now, &timers);
+    }
+    assert_eq!(machine.state(), State::Own);
+    assert_eq!(machine.foreign(), None);
+    assert_eq!(machine.owned(), Some(101));
+}
+
+#[test]
+fn a_younger_object_voids_the_claims_of_the_older_one() {
+    let mut machine = own(T);
+    assert_eq!(machine.owned(), Some(106));
+    assert_eq!(machine.rebase(100), []);
+    assert_eq!(machine.rebase(1_000), [Action::Claim]);
+    assert_eq!(machine.owned(), Some(1_001));
+
+    let mut idle = Machine::in_phase(Phase::Idle { retry: None }, 105);
+    assert!(!idle.is_first());
+    assert_eq!(idle.rebase(1_000), []);
+    assert!(idle.is_first(), "nobody had the new one");
+}
