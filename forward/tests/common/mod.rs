@@ -1,6 +1,8 @@
 //! Services for tests.
 #![allow(dead_code, reason = "each test crate uses its part")]
 
+pub(crate) mod lab;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -27,7 +29,10 @@ pub(crate) fn node() -> Node {
 }
 
 pub(crate) fn service() -> Service {
-    Service { addresses: [ip("203.0.113.10")].into(), ..Service::default() }
+    Service {
+        addresses: [ip("203.0.113.10")].into(),
+        ..Service::default()
+    }
 }
 
 pub(crate) fn port(protocol: Protocol, port: u16, endpoints: &[Endpoint]) -> Port {
@@ -42,11 +47,19 @@ pub(crate) fn port(protocol: Protocol, port: u16, endpoints: &[Endpoint]) -> Por
 }
 
 pub(crate) fn local(address: &str, port: u16) -> Endpoint {
-    Endpoint { address: ip(address), port, local: true }
+    Endpoint {
+        address: ip(address),
+        port,
+        local: true,
+    }
 }
 
 pub(crate) fn remote(address: &str, port: u16) -> Endpoint {
-    Endpoint { address: ip(address), port, local: false }
+    Endpoint {
+        address: ip(address),
+        port,
+        local: false,
+    }
 }
 
 /// One Service of every shape: policies, families, protocols, affinity,
