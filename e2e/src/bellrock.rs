@@ -8,12 +8,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::ops::Deref;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
@@ -24,6 +25,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::kubeconfig;
 use crate::lab::{Lab, program};
+use crate::netns::run_in;
 use crate::parts::{self, Part};
 use crate::probe;
 use crate::process::{Process, Task, lock};
@@ -46,8 +48,59 @@ pub(crate) struct Installed {
 #[derive(Clone, Debug)]
 pub struct Workload {
     process: Arc<Process>,
-    host: String,
+    netns: PathBuf,
     ready: Option<(u16, String)>,
+    kubeconfig: PathBuf,
+}
+
+impl Workload {
+    /// Its kubeconfig, with its own rights, for the server's address inside
+    /// the lab.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// Starts it again, after killing it if it runs, and waits until its
+    /// readiness probe succeeds.
+    pub fn restart(&self) -> Result<()> {
+        self.respawn()?;
+        self.wait_ready()
+    }
+
+    /// Starts it again, after killing it if it runs, and does not wait.
+    pub fn respawn(&self) -> Result<()> {
+        self.process.restart()
+    }
+
+    /// Waits until its readiness probe succeeds, if it has one.
+    pub fn wait_ready(&self) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            self.check()?;
+            match self.probe() {
+                Ok(()) => return Ok(()),
+                Err(error) if start.elapsed() > READY => {
+                    return Err(error.context(format!(
+                        "{} is not ready after {READY:?}; its log is {}",
+                        self.name(),
+                        self.log().display()
+                    )));
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
+    }
+
+    /// Makes its readiness probe once.
+    pub fn probe(&self) -> Result<()> {
+        let Some((port, path)) = &self.ready else {
+            return Ok(());
+        };
+        let server = (Ipv4Addr::LOCALHOST, *port).into();
+        let (status, body) = run_in(&self.netns, || probe::request("GET", server, path))??;
+        ensure!((200..400).contains(&status), "{path}: {status} {body}");
+        Ok(())
+    }
 }
 
 impl Deref for Workload {
@@ -202,7 +255,7 @@ impl Lab {
             host,
             Task {
                 name: name.to_owned(),
-                program: self.bellrock(user)?,
+                program: self.runnable(user)?,
                 args,
                 env,
                 user,
@@ -213,32 +266,16 @@ impl Lab {
         )?;
         let workload = Workload {
             process,
-            host: host.to_owned(),
+            netns: self.host(host).path(),
             ready: readiness(container)?,
+            kubeconfig: config,
         };
-        self.wait_ready(&workload)?;
+        workload.wait_ready()?;
         Ok(workload)
     }
 
-    /// Waits until a workload's readiness probe succeeds, if it has one.
-    pub fn wait_ready(&self, workload: &Workload) -> Result<()> {
-        let Some((port, path)) = &workload.ready else {
-            return workload.check();
-        };
-        let server = (std::net::Ipv4Addr::LOCALHOST, *port).into();
-        self.until(&format!("{} is ready", workload.name()), READY, || {
-            workload.check()?;
-            let answer = self
-                .host(&workload.host)
-                .run(|| probe::request("GET", server, path))?;
-            let (status, body) = answer?;
-            ensure!((200..400).contains(&status), "{path}: {status} {body}");
-            Ok(())
-        })
-    }
-
     /// The program, where `user` can run it.
-    fn bellrock(&self, user: Option<u32>) -> Result<PathBuf> {
+    fn runnable(&self, user: Option<u32>) -> Result<PathBuf> {
         let path = program("bellrock", "BELLROCK_BIN")?;
         let Some(user) = user else { return Ok(path) };
         let user = user.to_string();

@@ -94,7 +94,7 @@ pub struct Lab {
     addresses: BTreeMap<String, Ipv4Addr>,
     client: Client,
     kubeconfig: PathBuf,
-    _relay: Relay,
+    relay: Relay,
     runtime: Runtime,
     routers: BTreeMap<String, Frr>,
     hosts: BTreeMap<String, Netns>,
@@ -171,7 +171,7 @@ impl Lab {
             addresses,
             client,
             kubeconfig,
-            _relay: relay,
+            relay,
             runtime,
             routers,
             hosts,
@@ -212,6 +212,7 @@ impl Lab {
         self.ground.start(Task {
             name: format!("agent-{node}"),
             netns: Some(self.ground.netns(node)),
+            shares_mounts: true,
             program: lab_program()?,
             args: args.into_iter().map(Into::into).collect(),
             ..Task::default()
@@ -356,6 +357,11 @@ impl Lab {
     /// A kubeconfig with all rights that works from the machine itself.
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
+    }
+
+    /// The API server's URL as seen from the machine itself.
+    pub fn server(&self) -> String {
+        format!("https://{}", self.relay.address())
     }
 
     /// Runs `kubectl` with all rights; its output.
@@ -591,7 +597,7 @@ pub fn lab_program() -> Result<PathBuf> {
 
 /// A program of this workspace: named by an environment variable, or beside
 /// the running program, or one folder up (tests are one folder down).
-pub(crate) fn program(name: &str, variable: &str) -> Result<PathBuf> {
+pub fn program(name: &str, variable: &str) -> Result<PathBuf> {
     if let Some(path) = std::env::var_os(variable) {
         let path = PathBuf::from(path);
         ensure!(

@@ -19,6 +19,8 @@ pub mod capture;
 #[cfg(feature = "lab")]
 pub mod cluster;
 #[cfg(feature = "lab")]
+pub mod demo;
+#[cfg(feature = "lab")]
 pub mod echo;
 pub mod frr;
 #[cfg(feature = "lab")]
@@ -27,6 +29,8 @@ pub mod ground;
 pub mod lab;
 pub mod netns;
 #[cfg(feature = "lab")]
+pub mod observe;
+#[cfg(feature = "lab")]
 pub mod parts;
 #[cfg(feature = "lab")]
 pub mod pki;
@@ -34,5 +38,7 @@ pub mod probe;
 pub mod process;
 #[cfg(feature = "lab")]
 mod relay;
+#[cfg(feature = "lab")]
+pub mod suite;
 #[cfg(feature = "lab")]
 pub mod topology;

@@ -19,7 +19,7 @@ use bellrock_e2e::cluster::KubeProxy;
 use bellrock_e2e::lab::{Lab, Options, default_topology, lab_program};
 use bellrock_e2e::parts::{self, Part};
 use bellrock_e2e::topology::Role;
-use bellrock_e2e::{agent, echo, ground, probe};
+use bellrock_e2e::{agent, demo, echo, ground, probe};
 use clap::{Parser, Subcommand};
 
 /// A Kubernetes cluster on this machine: nodes, clients and routers are
@@ -35,6 +35,8 @@ struct Cli {
 enum Subject {
     /// Start a lab and say how to use it
     Up(Up),
+    /// Tell the whole story: address, ARP, BGP, a pulled cable, a reason
+    Demo(demo::Args),
     /// End labs, and remove what killed ones left
     #[command(override_usage = "bellrock-lab down <ID | --all>")]
     Down {
@@ -89,6 +91,9 @@ struct Up {
     /// kube-proxy on the nodes: nftables, iptables or none
     #[arg(long, value_name = "MODE", default_value = "nftables")]
     kube_proxy: KubeProxy,
+    /// Install Bellrock: its chart, the controller, a speaker on each node
+    #[arg(long)]
+    bellrock: bool,
     /// Return when the lab is up and leave it running
     #[arg(long)]
     detach: bool,
@@ -108,6 +113,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Subject::Up(up) if up.detach => detach(&up),
         Subject::Up(up) => attached(&up),
+        Subject::Demo(args) => demo::run(&args),
         Subject::Down { id, all } => down(id.as_deref(), all),
         Subject::List => list(),
         Subject::Parts { path } => build(path),
@@ -145,6 +151,16 @@ fn attached(up: &Up) -> Result<()> {
         ..Options::default()
     };
     let lab = Lab::up(&options)?;
+    if up.bellrock {
+        let installing = Instant::now();
+        lab.install("")?;
+        lab.start_bellrock()?;
+        println!(
+            "{:<32} {:5.1} s",
+            "Bellrock",
+            installing.elapsed().as_secs_f32()
+        );
+    }
     println!(
         "{:<32} {:5.1} s",
         "the lab is up",
@@ -223,6 +239,9 @@ fn detached(up: &Up, folder: &Path) -> Result<()> {
     if let Some(topology) = &up.topology {
         command.arg("--topology").arg(topology);
     }
+    if up.bellrock {
+        command.arg("--bellrock");
+    }
     let mode = match up.kube_proxy {
         KubeProxy::Nftables => "nftables",
         KubeProxy::Iptables => "iptables",
@@ -251,7 +270,7 @@ fn detached(up: &Up, folder: &Path) -> Result<()> {
         }
         if ready.exists() {
             pass_on()?;
-            println!("\n{}", std::fs::read_to_string(&ready)?);
+            print!("\n{}", std::fs::read_to_string(&ready)?);
             println!("  end it    {} down --all", lab_program()?.display());
             return Ok(());
         }

@@ -5,7 +5,7 @@
 //! plugged into a [`Netns::bridge`].
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -64,18 +64,7 @@ impl Netns {
     /// Runs `work` on a thread of its own that has entered the namespace.
     /// Sockets opened there stay there, whoever uses them later.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
-        let file = std::fs::File::open(self.path()).context("open namespace")?;
-        std::thread::scope(|scope| {
-            let handle = scope.spawn(move || -> Result<T> {
-                nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)
-                    .context("enter namespace")?;
-                Ok(work())
-            });
-            match handle.join() {
-                Ok(result) => result,
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        })
+        run_in(&self.path(), work)
     }
 
     /// Adds a bridge without spanning tree or multicast snooping.
@@ -92,6 +81,22 @@ impl Drop for Netns {
         // The kernel ends the namespace when its last process leaves it.
         let _ = sh(&format!("ip netns delete {}", self.name));
     }
+}
+
+/// [`Netns::run`] for a namespace that somebody else owns.
+pub(crate) fn run_in<T: Send>(namespace: &Path, work: impl FnOnce() -> T + Send) -> Result<T> {
+    let file = std::fs::File::open(namespace).context("open namespace")?;
+    std::thread::scope(|scope| {
+        let handle = scope.spawn(move || -> Result<T> {
+            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)
+                .context("enter namespace")?;
+            Ok(work())
+        });
+        match handle.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
 }
 
 /// Joins two hosts by a cable: `a_device` in `a`, `b_device` in `b`, both up.

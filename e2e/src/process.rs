@@ -54,6 +54,9 @@ pub struct Task {
     pub name: String,
     /// The namespace it runs in; the machine's own if absent.
     pub netns: Option<String>,
+    /// Whether what it mounts (as `ip netns add` does) is seen outside. Its
+    /// `/sys` is then the machine's, not the namespace's.
+    pub shares_mounts: bool,
     /// The program, as a path or a name on the PATH.
     pub program: PathBuf,
     /// Its arguments.
@@ -74,8 +77,13 @@ pub struct Task {
 impl Task {
     fn command(&self) -> Result<Command> {
         let mut line: Vec<OsString> = Vec::new();
-        if let Some(netns) = &self.netns {
-            line.extend(["ip", "netns", "exec", netns].map(OsString::from));
+        match &self.netns {
+            Some(netns) if self.shares_mounts => {
+                let file = format!("--net=/run/netns/{netns}");
+                line.extend(["nsenter", &file, "--"].map(OsString::from));
+            }
+            Some(netns) => line.extend(["ip", "netns", "exec", netns].map(OsString::from)),
+            None => {}
         }
         line.extend(["setpriv", "--pdeathsig", "KILL"].map(OsString::from));
         if let Some(user) = self.user {

@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use bellrock_e2e::bellrock::NAMESPACE;
 use bellrock_e2e::cluster::KubeProxy;
 use bellrock_e2e::ground;
 use bellrock_e2e::lab::{Lab, Options, service};
@@ -223,7 +224,9 @@ fn a_pod_serves_while_it_terminates_and_a_crashed_one_comes_back() {
         .into_iter()
         .filter(|name| name.contains(&pod.name))
         .collect();
-    for pid in ground::processes_in(&namespace) {
+    let servers = ground::processes_in(&namespace);
+    assert_eq!(servers.len(), 1, "{namespace:?}");
+    for pid in servers {
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     }
     wait_for("it runs again, ready", SOON, || {
@@ -294,6 +297,30 @@ fn a_cut_cable_silences_the_node_for_clients_and_for_the_api() {
         ensure!(renewed().parse::<Timestamp>()? > healed);
         Ok(())
     });
+}
+
+#[test]
+fn the_chart_installs_and_installing_again_keeps_its_key() {
+    let _turn = alone();
+    let lab = up(KubeProxy::None);
+    lab.install("logLevel: debug").unwrap();
+    let key = || {
+        let secret = lab.kubectl_json(&["get", "secret", "-n", NAMESPACE, "bellrock-l2"]);
+        secret.unwrap()["data"]["key"].as_str().unwrap().to_owned()
+    };
+    let first = key();
+    lab.install("").unwrap();
+    assert_eq!(key(), first);
+    let kinds = lab
+        .kubectl(&["api-resources", "--api-group=bellrock.dev", "-o", "name"])
+        .unwrap();
+    assert_eq!(kinds.lines().count(), 8, "{kinds}");
+    let nobody = lab
+        .kubectl(&["get", "pods", "-n", NAMESPACE, "-o", "name"])
+        .unwrap();
+    assert_eq!(nobody, "", "the workloads run as processes, not as pods");
+    let error = lab.install("noSuchValue: {").unwrap_err();
+    assert!(format!("{error:#}").contains("helm template"), "{error:#}");
 }
 
 #[test]
