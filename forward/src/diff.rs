@@ -13,7 +13,7 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use crate::content::{Content, Entry, Value};
+use crate::content::{Content, Entry, Front, Value};
 use crate::model::ServiceKey;
 
 /// What to do with an entry.
@@ -82,6 +82,7 @@ pub(crate) type Owned = Vec<(Entry, Value, Arc<ServiceKey>)>;
 
 /// The operations from one content to another, for entries with one owner.
 pub(crate) fn owned(old: &Owned, new: &Owned, ops: &mut Vec<Op>) {
+    let new_all = new;
     let (mut old, mut new) = (old.iter().peekable(), new.iter().peekable());
     // The last range that the front keeps or gets.
     let mut kept = None;
@@ -104,7 +105,13 @@ pub(crate) fn owned(old: &Owned, new: &Owned, ops: &mut Vec<Op>) {
             }
         }
         match (was, is) {
-            (Some((entry, _, owner)), None) => {
+            (Some((entry, was, owner)), None) => {
+                if let Entry::ClassInside(front) = entry
+                    && let Some(class) = class_of(new_all, *front)
+                    && class != *was
+                {
+                    ops.push(follow(*entry, class, owner.clone()));
+                }
                 let action = Action::Delete(match entry {
                     Entry::Ours(_) => When::Now,
                     // Ranges of a front that stays restricted change in one
@@ -138,6 +145,24 @@ pub(crate) fn owned(old: &Owned, new: &Owned, ops: &mut Vec<Op>) {
         }
     }
     ops.append(&mut leaving);
+}
+
+/// A front that loses its class for callers inside keeps serving them: first
+/// that class becomes the same as the other, then it goes. A packet between
+/// the two lookups finds one or the other.
+pub(crate) fn follow(entry: Entry, class: Value, owner: Arc<ServiceKey>) -> Op {
+    Op {
+        entry,
+        action: Action::Replace(class),
+        owner: Some(owner),
+    }
+}
+
+fn class_of(content: &Owned, front: Front) -> Option<Value> {
+    let at = content
+        .binary_search_by_key(&Entry::Class(front), |(entry, ..)| *entry)
+        .ok()?;
+    content.get(at).map(|(_, value, _)| *value)
 }
 
 /// The operations from one content of the node to another. Its networks are

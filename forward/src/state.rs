@@ -246,6 +246,8 @@ pub(crate) fn adopt(ops: Vec<Op>, there: &BTreeMap<Entry, Value>) -> (Vec<Op>, V
     let mut used = Vec::new();
     let mut restricted: BTreeMap<Front, Arc<ServiceKey>> = BTreeMap::new();
     let mut wanted: BTreeSet<Entry> = BTreeSet::new();
+    let mut classes = Vec::new();
+    let mut inside = BTreeSet::new();
     for op in ops {
         let Action::Add(value) = op.action else {
             left.push(op);
@@ -254,6 +256,12 @@ pub(crate) fn adopt(ops: Vec<Op>, there: &BTreeMap<Entry, Value>) -> (Vec<Op>, V
         if let (Entry::Source(front, _), Some(owner)) = (op.entry, &op.owner) {
             restricted.insert(front, owner.clone());
             wanted.insert(op.entry);
+        }
+        if let Entry::ClassInside(front) = op.entry {
+            inside.insert(front);
+        }
+        if let (Entry::Class(front), Some(owner)) = (op.entry, &op.owner) {
+            classes.push((front, value, owner.clone()));
         }
         match there.get(&op.entry) {
             None => left.push(op),
@@ -283,6 +291,12 @@ pub(crate) fn adopt(ops: Vec<Op>, there: &BTreeMap<Entry, Value>) -> (Vec<Op>, V
             });
         }
     }
+    for (front, class, owner) in classes {
+        let entry = Entry::ClassInside(front);
+        if !inside.contains(&front) && there.get(&entry).is_some_and(|is| *is != class) {
+            left.push(diff::follow(entry, class, owner));
+        }
+    }
     (left, used)
 }
 
@@ -304,3 +318,6 @@ pub(crate) fn leftovers(there: &BTreeMap<Entry, Value>) -> Vec<Op> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;
