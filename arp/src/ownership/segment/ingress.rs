@@ -49,14 +49,8 @@ impl Segment {
             self.count("looped");
             return;
         }
-        let live = self.peers.get(mac).map(|peer| peer.live);
         if !arp.sender.is_unspecified() {
-            let trigger = match live {
-                Some(true) => Trigger::PeerAnswer { mac },
-                Some(false) => Trigger::SilentAnswer { mac },
-                None => Trigger::Foreign { mac },
-            };
-            self.step(IpAddr::V4(arp.sender), trigger, now);
+            self.heard_with(mac, IpAddr::V4(arp.sender), now);
         }
         let address = IpAddr::V4(arp.target);
         if arp.operation != frame::Operation::Request || arp.sender == arp.target {
@@ -84,6 +78,20 @@ impl Segment {
             self.outputs
                 .push_back(Output::Frame(arp.answer(self.config.mac).frame()));
         }
+    }
+
+    /// A station says by ARP that it has an address.
+    fn heard_with(&mut self, mac: MacAddr, address: IpAddr, now: Instant) {
+        let trigger = match self.peers.get(mac) {
+            Some(peer) if peer.live => match peer.holdings.entries().get(&address) {
+                // Its list tells more: the claim may be of an older object.
+                Some(epoch) => return self.claimed(mac, (address, *epoch), now),
+                None => Trigger::PeerAnswer { mac },
+            },
+            Some(_) => Trigger::SilentAnswer { mac },
+            None => Trigger::Foreign { mac },
+        };
+        self.step(address, trigger, now);
     }
 
     fn message(&mut self, mac: MacAddr, message: Message, now: Instant) {
