@@ -189,24 +189,39 @@ impl Lab {
     /// Starts the controller in the control plane's namespace and waits until
     /// its readiness probe, if it has one, succeeds.
     pub fn start_controller(&self) -> Result<Workload> {
+        let controller = self.launch_controller()?;
+        controller.wait_ready()?;
+        Ok(controller)
+    }
+
+    fn launch_controller(&self) -> Result<Workload> {
         let pod = self.installed()?.controller;
         let host = self.topology().with_role(Role::ControlPlane).next();
         let host = host.context("no control plane")?.to_owned();
-        self.start_workload("controller", &host, None, &pod)
+        self.launch("controller", &host, None, &pod)
     }
 
     /// Starts the speaker of a node and waits likewise.
     pub fn start_speaker(&self, node: &str) -> Result<Workload> {
+        let speaker = self.launch_speaker(node)?;
+        speaker.wait_ready()?;
+        Ok(speaker)
+    }
+
+    fn launch_speaker(&self, node: &str) -> Result<Workload> {
         let pod = self.installed()?.speaker;
-        self.start_workload(&format!("speaker-{node}"), node, Some(node), &pod)
+        self.launch(&format!("speaker-{node}"), node, Some(node), &pod)
     }
 
     /// Starts the controller and every node's speaker.
     pub fn start_bellrock(&self) -> Result<(Workload, BTreeMap<String, Workload>)> {
-        let controller = self.start_controller()?;
+        let controller = self.launch_controller()?;
         let mut speakers = BTreeMap::new();
         for node in self.nodes() {
-            speakers.insert(node.to_owned(), self.start_speaker(node)?);
+            speakers.insert(node.to_owned(), self.launch_speaker(node)?);
+        }
+        for workload in speakers.values().chain([&controller]) {
+            workload.wait_ready()?;
         }
         Ok((controller, speakers))
     }
@@ -217,7 +232,7 @@ impl Lab {
             .context("install the chart first")
     }
 
-    fn start_workload(
+    fn launch(
         &self,
         name: &str,
         host: &str,
@@ -264,14 +279,12 @@ impl Lab {
                 ..Task::default()
             },
         )?;
-        let workload = Workload {
+        Ok(Workload {
             process,
             netns: self.host(host).path(),
             ready: readiness(container)?,
             kubeconfig: config,
-        };
-        workload.wait_ready()?;
-        Ok(workload)
+        })
     }
 
     /// The program, where `user` can run it.

@@ -153,8 +153,11 @@ fn attached(up: &Up) -> Result<()> {
     let lab = Lab::up(&options)?;
     if up.bellrock {
         let installing = Instant::now();
-        lab.install("")?;
-        lab.start_bellrock()?;
+        let installed = lab.install("").and_then(|()| lab.start_bellrock());
+        if installed.is_err() {
+            lab.keep_logs();
+        }
+        installed?;
         println!(
             "{:<32} {:5.1} s",
             "Bellrock",
