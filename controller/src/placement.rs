@@ -132,8 +132,18 @@ impl Placement {
                 .filter(|c| c.node != node && !successors.contains(&c.node));
             let next = free.min_by_key(|c| {
                 let at_this_place = self.count(&node, place, &c.node);
-                let load = if place == 0 { self.desired_count(&c.node) + at_this_place } else { at_this_place };
-                (std::cmp::Reverse(c.weight), load, at_this_place, self.desired_count(&c.node), &c.node)
+                let load = if place == 0 {
+                    self.desired_count(&c.node) + at_this_place
+                } else {
+                    at_this_place
+                };
+                (
+                    std::cmp::Reverse(c.weight),
+                    load,
+                    at_this_place,
+                    self.desired_count(&c.node),
+                    &c.node,
+                )
             })?;
             successors.push(next.node.clone());
         }
@@ -144,7 +154,13 @@ impl Placement {
     fn least_loaded(&self, candidates: &[Candidate]) -> Option<String> {
         candidates
             .iter()
-            .min_by_key(|c| (std::cmp::Reverse(c.weight), self.desired_count(&c.node), &c.node))
+            .min_by_key(|c| {
+                (
+                    std::cmp::Reverse(c.weight),
+                    self.desired_count(&c.node),
+                    &c.node,
+                )
+            })
             .map(|c| c.node.clone())
     }
 
@@ -177,7 +193,13 @@ mod tests {
     }
 
     fn nodes(names: &[&str]) -> Vec<Candidate> {
-        names.iter().map(|n| Candidate { node: (*n).to_owned(), weight: 0 }).collect()
+        names
+            .iter()
+            .map(|n| Candidate {
+                node: (*n).to_owned(),
+                weight: 0,
+            })
+            .collect()
     }
 
     fn choice(node: &str, successors: &[&str]) -> Choice {
@@ -191,7 +213,9 @@ mod tests {
     fn three_nodes_share_six_addresses_and_each_others_deaths() {
         let mut placement = Placement::new();
         let all = nodes(&["a", "b", "c"]);
-        let got: Vec<Choice> = (0..6).map(|n| placement.place(ip(n), &all).unwrap().clone()).collect();
+        let got: Vec<Choice> = (0..6)
+            .map(|n| placement.place(ip(n), &all).unwrap().clone())
+            .collect();
         let expected = [
             choice("a", &["b", "c"]),
             choice("b", &["c", "a"]),
@@ -207,13 +231,25 @@ mod tests {
     fn what_is_placed_stays_until_its_node_is_no_candidate() {
         let mut placement = Placement::new();
         let place = |p: &mut Placement, names: &[&str]| p.place(ip(1), &nodes(names)).cloned();
-        assert_eq!(place(&mut placement, &["b", "c"]), Some(choice("b", &["c"])));
+        assert_eq!(
+            place(&mut placement, &["b", "c"]),
+            Some(choice("b", &["c"]))
+        );
         // A new node is appended as a successor, nothing else moves.
-        assert_eq!(place(&mut placement, &["a", "b", "c"]), Some(choice("b", &["c", "a"])));
+        assert_eq!(
+            place(&mut placement, &["a", "b", "c"]),
+            Some(choice("b", &["c", "a"]))
+        );
         // Its node goes: the first successor takes over.
-        assert_eq!(place(&mut placement, &["a", "c"]), Some(choice("c", &["a"])));
+        assert_eq!(
+            place(&mut placement, &["a", "c"]),
+            Some(choice("c", &["a"]))
+        );
         // The node returns: no flap-back.
-        assert_eq!(place(&mut placement, &["a", "b", "c"]), Some(choice("c", &["a", "b"])));
+        assert_eq!(
+            place(&mut placement, &["a", "b", "c"]),
+            Some(choice("c", &["a", "b"]))
+        );
         assert_eq!(place(&mut placement, &[]), None);
         assert_eq!(placement.get(ip(1)), None);
     }
@@ -228,7 +264,10 @@ mod tests {
         for n in 0..10 {
             let choice = placement.place(ip(n), &all).unwrap();
             *on.entry(choice.node.clone()).or_default() += 1;
-            assert!(["b", "d"].contains(&choice.successors[0].as_str()), "{choice:?}");
+            assert!(
+                ["b", "d"].contains(&choice.successors[0].as_str()),
+                "{choice:?}"
+            );
         }
         assert_eq!(on, [("b".to_owned(), 5), ("d".to_owned(), 5)].into());
     }
@@ -236,8 +275,13 @@ mod tests {
     #[test]
     fn a_list_of_successors_is_bounded() {
         let names: Vec<String> = (0..50).map(|n| format!("n{n:02}")).collect();
-        let all: Vec<Candidate> =
-            names.iter().map(|n| Candidate { node: n.clone(), weight: 0 }).collect();
+        let all: Vec<Candidate> = names
+            .iter()
+            .map(|n| Candidate {
+                node: n.clone(),
+                weight: 0,
+            })
+            .collect();
         let mut placement = Placement::new();
         let choice = placement.place(ip(0), &all).unwrap();
         assert_eq!(choice.successors.len(), MAX_SUCCESSORS);

@@ -103,14 +103,23 @@ impl PoolBook {
                 None => Ok(pool),
             });
             let (pool, verdict) = match parsed {
-                Ok(pool) => (Some(pool), Verdict {
-                    reason: PoolReason::Accepted,
-                    message: PoolReason::Accepted.sentence().to_owned(),
-                    earlier_in_force: false,
-                }),
+                Ok(pool) => (
+                    Some(pool),
+                    Verdict {
+                        reason: PoolReason::Accepted,
+                        message: PoolReason::Accepted.sentence().to_owned(),
+                        earlier_in_force: false,
+                    },
+                ),
                 Err((reason, message)) => {
-                    let earlier = before.get(name).filter(|pool| overlap(pool, &taken).is_none());
-                    let verdict = Verdict { reason, message, earlier_in_force: earlier.is_some() };
+                    let earlier = before
+                        .get(name)
+                        .filter(|pool| overlap(pool, &taken).is_none());
+                    let verdict = Verdict {
+                        reason,
+                        message,
+                        earlier_in_force: earlier.is_some(),
+                    };
                     (earlier.cloned(), verdict)
                 }
             };
@@ -146,7 +155,10 @@ fn parse(name: &str, spec: &IPAddressPoolSpec) -> Result<Pool, (PoolReason, Stri
         ranges.push(range);
     }
     if ranges.is_empty() {
-        return Err((PoolReason::AddressInvalid, "addresses: the pool has none".to_owned()));
+        return Err((
+            PoolReason::AddressInvalid,
+            "addresses: the pool has none".to_owned(),
+        ));
     }
     let allocation = spec.service_allocation.clone().unwrap_or_default();
     Ok(Pool {
@@ -170,7 +182,10 @@ fn meets(
     taken: &BTreeMap<IpAddr, (IpAddr, String)>,
 ) -> Option<(IpAddr, IpAddr, &String)> {
     let (start, (end, name)) = taken.range(..=range.end).next_back()?;
-    let other = AddressRange { start: *start, end: *end };
+    let other = AddressRange {
+        start: *start,
+        end: *end,
+    };
     other.overlaps(&range).then_some((*start, *end, name))
 }
 
@@ -178,7 +193,9 @@ fn overlap(pool: &Pool, taken: &BTreeMap<IpAddr, (IpAddr, String)>) -> Option<St
     pool.ranges.iter().find_map(|range| {
         let (start, end, name) = meets(*range, taken)?;
         let other = AddressRange { start, end };
-        Some(format!("{range} overlaps with {other} of pool {name}, which is older"))
+        Some(format!(
+            "{range} overlaps with {other} of pool {name}, which is older"
+        ))
     })
 }
 
@@ -200,7 +217,8 @@ mod tests {
 
     fn ranges(book: &PoolBook, name: &str) -> Vec<String> {
         let pool = book.in_force().find(|p| p.name == name);
-        pool.map(|p| p.ranges.iter().map(ToString::to_string).collect()).unwrap_or_default()
+        pool.map(|p| p.ranges.iter().map(ToString::to_string).collect())
+            .unwrap_or_default()
     }
 
     #[test]
@@ -209,12 +227,19 @@ mod tests {
         assert!(book.set("a", view(1, &["192.0.2.0/30"])));
         assert!(book.set("b", view(2, &["198.51.100.1"])));
         let broken = view(1, &["192.0.2.0/30", "192.0.2.9-192.0.2.5"]);
-        assert!(!book.set("a", broken.clone()), "nothing in force has changed");
+        assert!(
+            !book.set("a", broken.clone()),
+            "nothing in force has changed"
+        );
         assert_eq!(ranges(&book, "a"), ["192.0.2.0-192.0.2.3"]);
         assert_eq!(ranges(&book, "b"), ["198.51.100.1"]);
         let verdict = book.verdict("a").unwrap();
         assert_eq!(verdict.reason, PoolReason::AddressInvalid);
-        assert!(verdict.message.contains("192.0.2.9-192.0.2.5"), "{}", verdict.message);
+        assert!(
+            verdict.message.contains("192.0.2.9-192.0.2.5"),
+            "{}",
+            verdict.message
+        );
         assert!(verdict.earlier_in_force);
         // Broken from the start: not in force, and it says so.
         book.set("c", broken);
@@ -260,7 +285,11 @@ mod tests {
         ] {
             let mut book = PoolBook::default();
             book.set("a", view(1, &addresses));
-            assert_eq!(book.verdict("a").unwrap().reason == PoolReason::Accepted, good, "{addresses:?}");
+            assert_eq!(
+                book.verdict("a").unwrap().reason == PoolReason::Accepted,
+                good,
+                "{addresses:?}"
+            );
         }
     }
 }

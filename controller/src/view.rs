@@ -111,16 +111,25 @@ impl ServiceView {
         };
         let view = Self {
             version: Version::of(meta),
-            created: meta.creation_timestamp.as_ref().map_or(0, |t| t.0.as_second()),
+            created: meta
+                .creation_timestamp
+                .as_ref()
+                .map_or(0, |t| t.0.as_second()),
             is_load_balancer: spec.type_.as_deref() == Some("LoadBalancer"),
             class: spec.load_balancer_class,
             labels: meta.labels.clone().unwrap_or_default(),
             families,
             require_both: spec.ip_family_policy.as_deref() == Some("RequireDualStack"),
-            addresses: requested(annotation(LOAD_BALANCER_IPS), spec.load_balancer_ip.as_deref()),
+            addresses: requested(
+                annotation(LOAD_BALANCER_IPS),
+                spec.load_balancer_ip.as_deref(),
+            ),
             pools: annotation(ADDRESS_POOL).map(split).unwrap_or_default(),
             claim,
-            ingress: status.load_balancer.and_then(|lb| lb.ingress).unwrap_or_default(),
+            ingress: status
+                .load_balancer
+                .and_then(|lb| lb.ingress)
+                .unwrap_or_default(),
             conditions: status.conditions.unwrap_or_default(),
         };
         Some((key, view))
@@ -129,13 +138,18 @@ impl ServiceView {
     /// The condition that we keep on it.
     #[must_use]
     pub fn condition(&self) -> Option<&Condition> {
-        self.conditions.iter().find(|c| c.type_ == CONDITION_LOAD_BALANCER)
+        self.conditions
+            .iter()
+            .find(|c| c.type_ == CONDITION_LOAD_BALANCER)
     }
 
     /// The addresses in its status.
     #[must_use]
     pub fn status_addresses(&self) -> Vec<IpAddr> {
-        self.ingress.iter().filter_map(|i| i.ip.as_deref()?.parse().ok()).collect()
+        self.ingress
+            .iter()
+            .filter_map(|i| i.ip.as_deref()?.parse().ok())
+            .collect()
     }
 
     /// True when nothing but the version differs.
@@ -154,11 +168,14 @@ fn families(ip_families: Option<&[String]>, cluster_ips: Option<&[String]>) -> V
     if headless {
         return families;
     }
-    let named = ip_families.into_iter().flatten().filter_map(|name| match name.as_str() {
-        "IPv4" => Some(Family::V4),
-        "IPv6" => Some(Family::V6),
-        _ => None,
-    });
+    let named = ip_families
+        .into_iter()
+        .flatten()
+        .filter_map(|name| match name.as_str() {
+            "IPv4" => Some(Family::V4),
+            "IPv6" => Some(Family::V6),
+            _ => None,
+        });
     let by_address = cluster_ips
         .into_iter()
         .flatten()
@@ -191,7 +208,10 @@ fn requested(annotation: Option<&str>, field: Option<&str>) -> Result<Vec<IpAddr
             .iter()
             .map(|part| address::parse_address(part))
             .collect::<Result<_, _>>()
-            .map_err(|error| Refusal::Malformed { field: name, error: error.to_string() })
+            .map_err(|error| Refusal::Malformed {
+                field: name,
+                error: error.to_string(),
+            })
     };
     let by_field = match field.map(str::trim).filter(|text| !text.is_empty()) {
         Some(text) => parse("spec.loadBalancerIP", text)?,
@@ -238,13 +258,24 @@ impl NodeView {
         let labels = node.metadata.labels.clone().unwrap_or_default();
         // What does not parse as a boolean excludes, as in the cloud controllers.
         let excluded = labels.get(LABEL_EXCLUDE_NODE).is_some_and(|value| {
-            !matches!(value.as_str(), "0" | "f" | "F" | "false" | "False" | "FALSE")
+            !matches!(
+                value.as_str(),
+                "0" | "f" | "F" | "false" | "False" | "FALSE"
+            )
         });
-        let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+        let taints = node
+            .spec
+            .as_ref()
+            .and_then(|spec| spec.taints.as_deref())
+            .unwrap_or_default();
         let leaving = taints
             .iter()
             .any(|taint| [TAINT_OUT_OF_SERVICE, TAINT_TO_BE_DELETED].contains(&taint.key.as_str()));
-        let conditions = node.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+        let conditions = node
+            .status
+            .as_ref()
+            .and_then(|s| s.conditions.as_deref())
+            .unwrap_or_default();
         let no_network = conditions
             .iter()
             .any(|c| c.type_ == NODE_NETWORK_UNAVAILABLE && c.status == "True");
@@ -282,17 +313,31 @@ mod tests {
             "metadata": { "namespace": "default", "name": "web", "annotations": annotations },
             "spec": spec,
         });
-        ServiceView::of(&serde_json::from_value(service).unwrap()).unwrap().1
+        ServiceView::of(&serde_json::from_value(service).unwrap())
+            .unwrap()
+            .1
     }
 
     #[test]
     fn families_follow_the_service_and_fall_back_to_its_cluster_addresses() {
         use Family::{V4, V6};
         for (spec, expected) in [
-            (json!({ "ipFamilies": ["IPv6", "IPv4"], "clusterIPs": ["fd96::1", "10.96.0.1"] }), vec![V6, V4]),
-            (json!({ "ipFamilies": ["IPv4"], "clusterIPs": ["10.96.0.1"] }), vec![V4]),
-            (json!({ "clusterIPs": ["10.96.0.1", "fd96::1"] }), vec![V4, V6]),
-            (json!({ "clusterIPs": ["None"], "ipFamilies": ["IPv4"] }), vec![]),
+            (
+                json!({ "ipFamilies": ["IPv6", "IPv4"], "clusterIPs": ["fd96::1", "10.96.0.1"] }),
+                vec![V6, V4],
+            ),
+            (
+                json!({ "ipFamilies": ["IPv4"], "clusterIPs": ["10.96.0.1"] }),
+                vec![V4],
+            ),
+            (
+                json!({ "clusterIPs": ["10.96.0.1", "fd96::1"] }),
+                vec![V4, V6],
+            ),
+            (
+                json!({ "clusterIPs": ["None"], "ipFamilies": ["IPv4"] }),
+                vec![],
+            ),
             (json!({}), vec![]),
         ] {
             assert_eq!(view(spec.clone(), json!({})).families, expected, "{spec}");
@@ -301,18 +346,46 @@ mod tests {
 
     #[test]
     fn requests_are_read_from_the_annotation_and_the_old_field() {
-        let ips = |texts: &[&str]| -> Vec<IpAddr> { texts.iter().map(|t| t.parse().unwrap()).collect() };
+        let ips =
+            |texts: &[&str]| -> Vec<IpAddr> { texts.iter().map(|t| t.parse().unwrap()).collect() };
         for (field, annotation, expected) in [
             ("", "", Ok(ips(&[]))),
             ("192.0.2.1", "", Ok(ips(&["192.0.2.1"]))),
-            ("", " 192.0.2.1 , 2001:db8::1,", Ok(ips(&["192.0.2.1", "2001:db8::1"]))),
-            ("192.0.2.1", "2001:db8::1,192.0.2.1", Ok(ips(&["2001:db8::1", "192.0.2.1"]))),
-            ("192.0.2.1", "192.0.2.2", Err(bellrock_api::AllocationReason::ConflictingRequest)),
-            ("192.0.2.01", "", Err(bellrock_api::AllocationReason::AddressInvalid)),
-            ("", "web", Err(bellrock_api::AllocationReason::AddressInvalid)),
-            ("", "::ffff:192.0.2.1", Err(bellrock_api::AllocationReason::AddressInvalid)),
+            (
+                "",
+                " 192.0.2.1 , 2001:db8::1,",
+                Ok(ips(&["192.0.2.1", "2001:db8::1"])),
+            ),
+            (
+                "192.0.2.1",
+                "2001:db8::1,192.0.2.1",
+                Ok(ips(&["2001:db8::1", "192.0.2.1"])),
+            ),
+            (
+                "192.0.2.1",
+                "192.0.2.2",
+                Err(bellrock_api::AllocationReason::ConflictingRequest),
+            ),
+            (
+                "192.0.2.01",
+                "",
+                Err(bellrock_api::AllocationReason::AddressInvalid),
+            ),
+            (
+                "",
+                "web",
+                Err(bellrock_api::AllocationReason::AddressInvalid),
+            ),
+            (
+                "",
+                "::ffff:192.0.2.1",
+                Err(bellrock_api::AllocationReason::AddressInvalid),
+            ),
         ] {
-            let got = view(json!({ "loadBalancerIP": field }), json!({ LOAD_BALANCER_IPS: annotation }));
+            let got = view(
+                json!({ "loadBalancerIP": field }),
+                json!({ LOAD_BALANCER_IPS: annotation }),
+            );
             let got = got.addresses.map_err(|refusal| refusal.reason());
             assert_eq!(got, expected, "{field:?} {annotation:?}");
         }
@@ -336,11 +409,26 @@ mod tests {
     fn a_node_is_unusable_when_it_leaves_but_not_when_it_is_cordoned() {
         for (node, unusable) in [
             (json!({ "spec": { "unschedulable": true } }), false),
-            (json!({ "status": { "conditions": [{ "type": "Ready", "status": "False" }] } }), false),
-            (json!({ "status": { "conditions": [{ "type": "NetworkUnavailable", "status": "True" }] } }), true),
-            (json!({ "spec": { "taints": [{ "key": TAINT_OUT_OF_SERVICE, "effect": "NoExecute" }] } }), true),
-            (json!({ "spec": { "taints": [{ "key": TAINT_TO_BE_DELETED, "effect": "NoSchedule" }] } }), true),
-            (json!({ "metadata": { "deletionTimestamp": "2026-01-01T00:00:00Z" } }), true),
+            (
+                json!({ "status": { "conditions": [{ "type": "Ready", "status": "False" }] } }),
+                false,
+            ),
+            (
+                json!({ "status": { "conditions": [{ "type": "NetworkUnavailable", "status": "True" }] } }),
+                true,
+            ),
+            (
+                json!({ "spec": { "taints": [{ "key": TAINT_OUT_OF_SERVICE, "effect": "NoExecute" }] } }),
+                true,
+            ),
+            (
+                json!({ "spec": { "taints": [{ "key": TAINT_TO_BE_DELETED, "effect": "NoSchedule" }] } }),
+                true,
+            ),
+            (
+                json!({ "metadata": { "deletionTimestamp": "2026-01-01T00:00:00Z" } }),
+                true,
+            ),
         ] {
             let parsed = serde_json::from_value(node.clone()).unwrap();
             assert_eq!(NodeView::of(&parsed).unusable, unusable, "{node}");
@@ -349,7 +437,10 @@ mod tests {
 
     #[test]
     fn versions_of_one_object_are_ordered() {
-        let version = |uid: &str, resource: &str| Version { uid: uid.into(), resource: resource.into() };
+        let version = |uid: &str, resource: &str| Version {
+            uid: uid.into(),
+            resource: resource.into(),
+        };
         assert!(version("a", "9").is_older_than(&version("a", "10")));
         assert!(!version("a", "10").is_older_than(&version("a", "10")));
         assert!(!version("a", "9").is_older_than(&version("b", "10")));

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use bellrock_api::{Claim as VipClaim, L2Placement, parse_virtual_ip_name};
 
 use super::{Change, Core, Kind, Work};
-use crate::ipam::{Claim, ServiceKey, may_share};
+use crate::ipam::{Claim, Family, ServiceKey, may_share};
 use crate::placement::Choice;
 use crate::view::{Labels, ServiceView, Version, VipView};
 
@@ -35,7 +35,9 @@ impl Core {
                 }
             }
             Change::VirtualIp(ip, view) => self.apply_vip(ip, *view),
-            Change::Gone(kind, namespace, name, uid) => self.gone(kind, &namespace, &name, Some(&uid)),
+            Change::Gone(kind, namespace, name, uid) => {
+                self.gone(kind, &namespace, &name, Some(&uid))
+            }
             Change::Complete(kind, present) => self.complete(kind, &present),
         }
     }
@@ -68,7 +70,10 @@ impl Core {
         {
             return;
         }
-        let quiet = self.services.get(&key).is_some_and(|present| view.same_but_version(present));
+        let quiet = self
+            .services
+            .get(&key)
+            .is_some_and(|present| view.same_but_version(present));
         // A Service that is not ours and holds nothing costs nothing but its place in the map.
         self.services.insert(key.clone(), view);
         if !quiet {
@@ -82,8 +87,12 @@ impl Core {
         }
         self.namespaces.insert(name.clone(), labels);
         // Who holds an address keeps it; who waits may be served now.
-        let waiting: Vec<ServiceKey> =
-            self.refused.keys().filter(|key| key.namespace == name).cloned().collect();
+        let waiting: Vec<ServiceKey> = self
+            .refused
+            .keys()
+            .filter(|key| key.namespace == name)
+            .cloned()
+            .collect();
         for key in waiting {
             self.queue.push(Work::Service(key));
         }
@@ -108,7 +117,10 @@ impl Core {
         if before.is_some_and(|before| before.spec.pool != vip.spec.pool) {
             // Their conditions name the pool.
             for claim in &vip.spec.claims {
-                self.queue.push(Work::Service(ServiceKey::new(&claim.namespace, &claim.name)));
+                self.queue.push(Work::Service(ServiceKey::new(
+                    &claim.namespace,
+                    &claim.name,
+                )));
             }
         }
     }
@@ -160,7 +172,8 @@ impl Core {
         let names: Vec<(String, String)> = match kind {
             Kind::Service => {
                 let keys = self.services.keys();
-                keys.map(|k| (k.namespace.clone(), k.name.clone())).collect()
+                keys.map(|k| (k.namespace.clone(), k.name.clone()))
+                    .collect()
             }
             Kind::Namespace => bare(self.namespaces.keys()),
             Kind::Node => bare(self.nodes.keys()),
@@ -168,7 +181,9 @@ impl Core {
             Kind::Pool => bare(self.pools.views().map(|(name, _)| name)),
             Kind::VirtualIp => {
                 let known = self.vips.keys().chain(self.buried.keys());
-                known.map(|ip| (String::new(), bellrock_api::virtual_ip_name(*ip))).collect()
+                known
+                    .map(|ip| (String::new(), bellrock_api::virtual_ip_name(*ip)))
+                    .collect()
             }
         };
         for (namespace, name) in names {
@@ -186,14 +201,18 @@ impl Core {
     /// Everything is known: adopt what the VirtualIPs record, then look at every Service, those
     /// who wait longest first, and at every VirtualIP.
     fn first_pass(&mut self) {
-        self.allocator.set_pools(self.pools.in_force().cloned().collect());
+        self.allocator
+            .set_pools(self.pools.in_force().cloned().collect());
         let ips: Vec<IpAddr> = self.vips.keys().copied().collect();
         for ip in ips {
             self.follow_vip(ip);
             self.queue.push(Work::Vip(ip));
         }
-        let mut order: Vec<(i64, ServiceKey)> =
-            self.services.iter().map(|(key, view)| (view.created, key.clone())).collect();
+        let mut order: Vec<(i64, ServiceKey)> = self
+            .services
+            .iter()
+            .map(|(key, view)| (view.created, key.clone()))
+            .collect();
         order.sort();
         self.queue.clear_services();
         // First who holds something already: it is theirs before anybody new gets an address.
@@ -219,7 +238,8 @@ impl Core {
         if !self.is_synced() {
             return;
         }
-        self.allocator.set_pools(self.pools.in_force().cloned().collect());
+        self.allocator
+            .set_pools(self.pools.in_force().cloned().collect());
         self.retry_refused = true;
         self.placing_changed();
     }
@@ -262,7 +282,12 @@ impl Core {
         let recorded: Vec<(ServiceKey, VipClaim)> = vip
             .into_iter()
             .flat_map(|vip| &vip.spec.claims)
-            .map(|claim| (ServiceKey::new(&claim.namespace, &claim.name), claim.clone()))
+            .map(|claim| {
+                (
+                    ServiceKey::new(&claim.namespace, &claim.name),
+                    claim.clone(),
+                )
+            })
             .collect();
         if vip.is_some() {
             self.allocator.record(ip);
@@ -316,10 +341,21 @@ impl Core {
         })
     }
 
-    /// Enters a claim into the book, and tells those who want the address too.
+    /// Enters a claim into the book, and sees to it that who was refused is told what is true now.
     pub(super) fn claim(&mut self, ip: IpAddr, key: &ServiceKey, claim: Claim) {
-        if self.allocator.claim(ip, key, claim) {
-            self.tell_awaiting(ip, key);
+        let was_at_rest = self.allocator.rest(ip).is_some();
+        let was_held = self.allocator.holding(ip).is_some();
+        if !self.allocator.claim(ip, key, claim) {
+            return;
+        }
+        self.tell_awaiting(ip, key);
+        let family = Family::of(ip);
+        let mut usages = self
+            .allocator
+            .pools_of(ip)
+            .filter_map(|pool| self.allocator.usage(&pool.name, family));
+        if was_at_rest || (!was_held && usages.any(|usage| usage.available == 0)) {
+            self.retry_refused = true;
         }
     }
 
@@ -340,7 +376,11 @@ impl Core {
     fn claim_of(&self, key: &ServiceKey, recorded: &VipClaim) -> Claim {
         match self.ours(key) {
             Some(service) => Claim {
-                ports: recorded.ports.iter().map(|p| (p.protocol, p.port)).collect(),
+                ports: recorded
+                    .ports
+                    .iter()
+                    .map(|p| (p.protocol, p.port))
+                    .collect(),
                 sharing_key: recorded.sharing_key.clone(),
                 backend: service.claim.backend.clone(),
             },

@@ -49,14 +49,27 @@ impl Core {
         for ip in &have {
             self.claim(*ip, key, service.claim.clone());
         }
-        self.wanted.insert(key.clone(), have.iter().copied().collect::<BTreeSet<_>>());
+        self.wanted
+            .insert(key.clone(), have.iter().copied().collect::<BTreeSet<_>>());
         for ip in &have {
             let picked = settlement.take.iter().find(|pick| pick.address == *ip);
-            let claim = vip_claim(key, service);
+            let claim = vip_claim(key, &service.version.uid, &service.claim);
             writes.extend(self.hold(*ip, claim, picked.map(|pick| pick.pool.clone())));
         }
         self.allocations += u64::try_from(settlement.take.len()).unwrap_or(u64::MAX);
-        self.note_refusal(key, settlement.refusal.as_ref());
+        let over = || {
+            let asked = service.addresses.as_deref().unwrap_or_default();
+            asked
+                .iter()
+                .copied()
+                .filter(|ip| !have.contains(ip))
+                .collect()
+        };
+        let refused = settlement.refusal.as_ref().map(|r| Refused {
+            reason: r.reason(),
+            over: over(),
+        });
+        self.note_refusal(key, refused);
         writes.extend(self.status(key, service, &have, &settlement));
         for ip in &settlement.give_up {
             writes.extend(self.let_go(*ip, key));
@@ -74,7 +87,10 @@ impl Core {
         {
             // It was ours: what we wrote goes. What somebody else wrote since stays.
             let ours = condition.status == "True"
-                || service.status_addresses().iter().all(|ip| held.contains(ip));
+                || service
+                    .status_addresses()
+                    .iter()
+                    .all(|ip| held.contains(ip));
             writes.push(Write::PatchStatus(Box::new(StatusPatch {
                 service: key.clone(),
                 version: service.version.clone(),
@@ -109,7 +125,10 @@ impl Core {
         }
         let vip = vip.clone();
         let mut claims = vip.spec.claims.clone();
-        match claims.iter_mut().find(|c| c.namespace == claim.namespace && c.name == claim.name) {
+        match claims
+            .iter_mut()
+            .find(|c| c.namespace == claim.namespace && c.name == claim.name)
+        {
             Some(present) => *present = claim,
             None => claims.push(claim),
         }
@@ -131,8 +150,12 @@ impl Core {
         let vip = vip.clone();
         let mut claims = vip.spec.claims.clone();
         claims.retain(|c| c.namespace != key.namespace || c.name != key.name);
+        self.drop_orphans(&vip, &mut claims);
         if claims.is_empty() && vip.managed {
-            return Some(Write::DeleteVip { ip, version: vip.version });
+            return Some(Write::DeleteVip {
+                ip,
+                version: vip.version,
+            });
         }
         Some(self.rewrite(ip, &vip, claims))
     }
@@ -165,38 +188,60 @@ impl Core {
     }
 
     /// The patch that gives a VirtualIP these claims, and the pool and placement that it should
-    /// have with them.
-    fn rewrite(&mut self, ip: IpAddr, vip: &VipView, claims: Vec<VipClaim>) -> Write {
+    /// have with them. The claims of all sharers are brought up to date together: whoever joins was
+    /// admitted on the terms that the others have now, not on those that were written last.
+    fn rewrite(&mut self, ip: IpAddr, vip: &VipView, mut claims: Vec<VipClaim>) -> Write {
+        self.drop_orphans(vip, &mut claims);
+        for claim in &mut claims {
+            let key = ServiceKey::new(&claim.namespace, &claim.name);
+            let terms = self.allocator.holding(ip).and_then(|h| h.claims.get(&key));
+            if let (true, Some(service), Some(terms)) =
+                (self.wants(&key, ip), self.ours(&key), terms)
+            {
+                *claim = vip_claim(&key, &service.version.uid, terms);
+            }
+        }
         let mut spec = vip.spec.clone();
         spec.claims = claims;
         self.refresh(ip, &mut spec);
-        Write::PatchVip { ip, version: vip.version.clone(), spec: Box::new(spec) }
+        Write::PatchVip {
+            ip,
+            version: vip.version.clone(),
+            spec: Box::new(spec),
+        }
     }
 
-    fn note_refusal(&mut self, key: &ServiceKey, refusal: Option<&Refusal>) {
-        let now = refusal.map(|r| Refused { reason: r.reason(), over: r.held_address() });
-        let before = match now {
-            Some(now) => self.refused.insert(key.clone(), now),
-            None => self.refused.remove(key),
-        };
-        if before == now {
+    /// Takes off the claims of Services that are gone or not ours any more; on a VirtualIP made by
+    /// hand they are reservations.
+    fn drop_orphans(&self, vip: &VipView, claims: &mut Vec<VipClaim>) {
+        if vip.managed {
+            claims.retain(|c| self.ours(&ServiceKey::new(&c.namespace, &c.name)).is_some());
+        }
+    }
+
+    fn note_refusal(&mut self, key: &ServiceKey, now: Option<Refused>) {
+        let before = self.refused.get(key);
+        if before == now.as_ref() {
             return;
         }
-        if let Some(ip) = before.and_then(|r| r.over)
-            && let Some(waiting) = self.awaited.get_mut(&ip)
-        {
-            waiting.remove(key);
-            if waiting.is_empty() {
-                self.awaited.remove(&ip);
-            }
-        }
-        if let Some(ip) = now.and_then(|r| r.over) {
-            self.awaited.entry(ip).or_default().insert(key.clone());
-        }
-        if let Some(now) = now
+        if let Some(now) = &now
             && before.map(|r| r.reason) != Some(now.reason)
         {
             self.refusals.push(now.reason);
+        }
+        for ip in self.refused.remove(key).into_iter().flat_map(|r| r.over) {
+            if let Some(waiting) = self.awaited.get_mut(&ip) {
+                waiting.remove(key);
+                if waiting.is_empty() {
+                    self.awaited.remove(&ip);
+                }
+            }
+        }
+        if let Some(now) = now {
+            for ip in &now.over {
+                self.awaited.entry(*ip).or_default().insert(key.clone());
+            }
+            self.refused.insert(key.clone(), now);
         }
     }
 
@@ -228,30 +273,42 @@ impl Core {
         if told && service.ingress == ingress {
             return None;
         }
-        let since = present.filter(|c| (c.status == "True") == met).map(|c| c.last_transition_time.clone());
+        let since = present
+            .filter(|c| (c.status == "True") == met)
+            .map(|c| c.last_transition_time.clone());
         Some(Write::PatchStatus(Box::new(StatusPatch {
             service: key.clone(),
             version: service.version.clone(),
             ingress: (service.ingress != ingress).then_some(ingress),
             others: others(service),
             event: (!told).then(|| (reason, message.clone())),
-            condition: Some(OurCondition { met, reason, message, since }),
+            condition: Some(OurCondition {
+                met,
+                reason,
+                message,
+                since,
+            }),
         })))
     }
 }
 
 fn others(service: &ServiceView) -> Vec<k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
     let ours = |type_: &str| type_ == CONDITION_LOAD_BALANCER;
-    service.conditions.iter().filter(|c| !ours(&c.type_)).cloned().collect()
+    service
+        .conditions
+        .iter()
+        .filter(|c| !ours(&c.type_))
+        .cloned()
+        .collect()
 }
 
-fn vip_claim(key: &ServiceKey, service: &ServiceView) -> VipClaim {
+fn vip_claim(key: &ServiceKey, uid: &str, terms: &Claim) -> VipClaim {
     VipClaim {
         namespace: key.namespace.clone(),
         name: key.name.clone(),
-        uid: Some(service.version.uid.clone()).filter(|uid| !uid.is_empty()),
-        ports: port_claims(&service.claim.ports),
-        sharing_key: service.claim.sharing_key.clone(),
+        uid: (!uid.is_empty()).then(|| uid.to_owned()),
+        ports: port_claims(&terms.ports),
+        sharing_key: terms.sharing_key.clone(),
     }
 }
 
@@ -279,10 +336,17 @@ fn verdict(
     }
     // Two families preferred, one to be had, and nothing else amiss: that is what the policy
     // allows. The message tells.
-    let missing = service.families.iter().any(|f| !have.iter().any(|ip| Family::of(*ip) == *f));
+    let missing = service
+        .families
+        .iter()
+        .any(|f| !have.iter().any(|ip| Family::of(*ip) == *f));
     let by_rule = matches!(refusal, Refusal::NoneFits { .. });
     if missing && by_rule && !service.require_both {
-        return (true, AllocationReason::Allocated, format!("{addresses}; {refusal}"));
+        return (
+            true,
+            AllocationReason::Allocated,
+            format!("{addresses}; {refusal}"),
+        );
     }
     (false, reason, format!("keeps {addresses}; {refusal}"))
 }

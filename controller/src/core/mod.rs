@@ -208,11 +208,11 @@ pub struct Census {
 }
 
 /// Why a Service does not have all that it asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Refused {
     reason: AllocationReason,
-    /// The address that others hold.
-    over: Option<IpAddr>,
+    /// The addresses that it asks for and has not got.
+    over: Vec<IpAddr>,
 }
 
 /// The state.
@@ -252,7 +252,10 @@ impl Core {
     /// A core that knows nothing yet.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { settings, ..Self::default() }
+        Self {
+            settings,
+            ..Self::default()
+        }
     }
 
     /// True when every kind has been listed once: before that nothing is decided, because what
@@ -264,7 +267,9 @@ impl Core {
 
     /// The kinds that have not been listed yet.
     pub fn unsynced(&self) -> impl Iterator<Item = Kind> + '_ {
-        Kind::ALL.into_iter().filter(|kind| !self.synced.contains(kind))
+        Kind::ALL
+            .into_iter()
+            .filter(|kind| !self.synced.contains(kind))
     }
 
     /// Numbers for the metrics.
@@ -314,7 +319,9 @@ impl Core {
 
     /// The Service, if it exists and is ours.
     fn ours(&self, key: &ServiceKey) -> Option<&ServiceView> {
-        self.services.get(key).filter(|service| self.is_ours(service))
+        self.services
+            .get(key)
+            .filter(|service| self.is_ours(service))
     }
 
     /// The next plan that can start now, or `None` when there is nothing to do (yet).

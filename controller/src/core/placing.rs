@@ -19,17 +19,31 @@ impl Core {
             return Vec::new();
         };
         if vip.spec.claims.is_empty() {
-            let unused = self.allocator.holding(ip).is_none_or(|h| h.claims.is_empty());
+            let unused = self
+                .allocator
+                .holding(ip)
+                .is_none_or(|h| h.claims.is_empty());
             // One of ours from which somebody took the claims goes like one that is released.
-            let delete = Write::DeleteVip { ip, version: vip.version };
-            return if vip.managed && unused { vec![delete] } else { Vec::new() };
+            let delete = Write::DeleteVip {
+                ip,
+                version: vip.version,
+            };
+            return if vip.managed && unused {
+                vec![delete]
+            } else {
+                Vec::new()
+            };
         }
         let mut spec = vip.spec.clone();
         self.refresh(ip, &mut spec);
         if spec == vip.spec {
             return Vec::new();
         }
-        vec![Write::PatchVip { ip, version: vip.version, spec: Box::new(spec) }]
+        vec![Write::PatchVip {
+            ip,
+            version: vip.version,
+            spec: Box::new(spec),
+        }]
     }
 
     /// Brings pool and placement of `spec` up to date.
@@ -48,7 +62,11 @@ impl Core {
         if still {
             return recorded;
         }
-        self.allocator.pools_of(ip).next().map(|pool| pool.name.clone()).or(recorded)
+        self.allocator
+            .pools_of(ip)
+            .next()
+            .map(|pool| pool.name.clone())
+            .or(recorded)
     }
 
     /// Where `ip` should live; `None` when no L2Advertisement announces it from any node.
@@ -58,7 +76,10 @@ impl Core {
         pool: Option<&str>,
         claims: &[VipClaim],
     ) -> Option<L2Placement> {
-        let selective = self.advertisements.values().any(|ad| !ad.spec.service_selectors.is_empty());
+        let selective = self
+            .advertisements
+            .values()
+            .any(|ad| !ad.spec.service_selectors.is_empty());
         let chosen = if selective {
             let candidates = self.candidates(pool, claims);
             self.placement.place(ip, &candidates)
@@ -68,7 +89,11 @@ impl Core {
                 let candidates = self.candidates(pool, claims);
                 self.candidates.insert(key.clone(), candidates);
             }
-            let candidates = self.candidates.get(&key).map(Vec::as_slice).unwrap_or_default();
+            let candidates = self
+                .candidates
+                .get(&key)
+                .map(Vec::as_slice)
+                .unwrap_or_default();
             self.placement.place(ip, candidates)
         };
         chosen.map(|choice| L2Placement {
@@ -103,7 +128,10 @@ impl Core {
         }
         weights
             .into_iter()
-            .map(|(node, weight)| Candidate { node: node.clone(), weight })
+            .map(|(node, weight)| Candidate {
+                node: node.clone(),
+                weight,
+            })
             .collect()
     }
 

@@ -51,7 +51,9 @@ impl Core {
         let none = Vec::new();
         self.pools
             .views()
-            .filter_map(|(name, _)| self.pool_patch(name, outside.get(name.as_str()).unwrap_or(&none)))
+            .filter_map(|(name, _)| {
+                self.pool_patch(name, outside.get(name.as_str()).unwrap_or(&none))
+            })
             .collect()
     }
 
@@ -60,7 +62,11 @@ impl Core {
         let verdict = self.pools.verdict(name)?;
         let (mut reason, mut message) = (verdict.reason, verdict.message.clone());
         if reason == PoolReason::Accepted && !outside.is_empty() {
-            let named: Vec<String> = outside.iter().take(MAX_NAMED).map(ToString::to_string).collect();
+            let named: Vec<String> = outside
+                .iter()
+                .take(MAX_NAMED)
+                .map(ToString::to_string)
+                .collect();
             let more = outside.len().saturating_sub(MAX_NAMED);
             reason = PoolReason::AddressesInUseOutside;
             message = format!("in use, but not in the pool any more: {}", named.join(", "));
@@ -80,14 +86,22 @@ impl Core {
         let count = |family| self.allocator.usage(name, family).unwrap_or_default();
         let (v4, v6) = (count(Family::V4), count(Family::V6));
         let small = |n: u128| i64::try_from(n).unwrap_or(i64::MAX);
-        let present = view.status.conditions.iter().find(|c| c.type_ == CONDITION_ACCEPTED);
+        let present = view
+            .status
+            .conditions
+            .iter()
+            .find(|c| c.type_ == CONDITION_ACCEPTED);
         let told = present.is_some_and(|c| {
             (c.status == "True") == accepted
                 && c.reason == reason.as_str()
                 && c.message == message
                 && c.observed_generation == view.generation
         });
-        let conditions = view.status.conditions.iter().filter(|c| c.type_ != CONDITION_ACCEPTED);
+        let conditions = view
+            .status
+            .conditions
+            .iter()
+            .filter(|c| c.type_ != CONDITION_ACCEPTED);
         let status = IPAddressPoolStatus {
             assigned_ipv4: small(v4.assigned),
             assigned_ipv6: small(v6.assigned),
@@ -95,11 +109,15 @@ impl Core {
             available_ipv6: small(v6.available),
             conditions: conditions.cloned().collect(),
         };
-        let counted = IPAddressPoolStatus { conditions: view.status.conditions.clone(), ..status.clone() };
+        let counted = IPAddressPoolStatus {
+            conditions: view.status.conditions.clone(),
+            ..status.clone()
+        };
         if told && counted == view.status {
             return None;
         }
-        let same_reason = present.is_some_and(|c| c.reason == reason.as_str() && c.message == message);
+        let same_reason =
+            present.is_some_and(|c| c.reason == reason.as_str() && c.message == message);
         Some(PoolPatch {
             name: name.to_owned(),
             version: view.version.clone(),

@@ -35,7 +35,10 @@ impl Queue {
 
     /// The next work that is not under way.
     pub(super) fn pop(&mut self) -> Option<Work> {
-        let work = self.services.pop_front().or_else(|| self.vips.pop_front())?;
+        let work = self
+            .services
+            .pop_front()
+            .or_else(|| self.vips.pop_front())?;
         self.queued.remove(&work);
         Some(work)
     }

@@ -380,7 +380,10 @@ impl Allocator {
     /// True when nobody holds `ip`, and it is at rest for nobody but `service`.
     pub(super) fn is_free_for(&self, ip: IpAddr, service: &ServiceKey) -> bool {
         !self.holdings.contains_key(&ip)
-            && self.resting.get(&ip).is_none_or(|rest| rest.last.as_ref() == Some(service))
+            && self
+                .resting
+                .get(&ip)
+                .is_none_or(|rest| rest.last.as_ref() == Some(service))
     }
 }
 
@@ -397,7 +400,9 @@ impl PoolState {
             part.free_count = if family == Family::V4 && pool.avoid_buggy_ips {
                 runs.map(|(s, e)| e - s + 1 - buggy_in(s, e)).sum()
             } else {
-                runs.fold(0u128, |sum, (s, e)| sum.saturating_add((e - s).saturating_add(1)))
+                runs.fold(0u128, |sum, (s, e)| {
+                    sum.saturating_add((e - s).saturating_add(1))
+                })
             };
         }
         Self { pool, parts }
@@ -494,7 +499,13 @@ fn segments(pools: &[Pool], family: Family) -> BTreeMap<u128, Segment> {
     debug_assert!(active.iter().eq(to_the_end.iter().collect::<BTreeSet<_>>()));
     if !active.is_empty() {
         let pools = active.into_iter().collect();
-        segments.insert(from, Segment { end: u128::MAX, pools });
+        segments.insert(
+            from,
+            Segment {
+                end: u128::MAX,
+                pools,
+            },
+        );
     }
     segments
 }
@@ -505,7 +516,15 @@ mod tests {
 
     #[test]
     fn counting_buggy_addresses_agrees_with_looking_at_each() {
-        for (start, end) in [(0u128, 0), (0, 255), (1, 254), (255, 256), (5, 1030), (256, 511), (510, 513)] {
+        for (start, end) in [
+            (0u128, 0),
+            (0, 255),
+            (1, 254),
+            (255, 256),
+            (5, 1030),
+            (256, 511),
+            (510, 513),
+        ] {
             let slow = (start..=end).filter(|n| matches!(n % 256, 0 | 255)).count();
             assert_eq!(buggy_in(start, end), slow as u128, "{start}..={end}");
         }

@@ -117,25 +117,65 @@ mod tests {
         let no_pods = Backend::Local(BTreeMap::new());
         let key = |ns: &str, name: &str| ServiceKey::new(ns, name);
         let rows = [
-            (("a", claim(80, "k", Cluster)), ("a", claim(81, "k", Cluster)), Ok(())),
-            (("a", claim(80, "k", local("x"))), ("a", claim(81, "k", local("x"))), Ok(())),
-            (("a", claim(80, "", Cluster)), ("a", claim(81, "", Cluster)), Err(Conflict::Key)),
-            (("a", claim(80, "k", Cluster)), ("a", claim(81, "l", Cluster)), Err(Conflict::Key)),
-            (("a", claim(80, "k", Cluster)), ("b", claim(81, "k", Cluster)), Err(Conflict::Namespace)),
+            (
+                ("a", claim(80, "k", Cluster)),
+                ("a", claim(81, "k", Cluster)),
+                Ok(()),
+            ),
+            (
+                ("a", claim(80, "k", local("x"))),
+                ("a", claim(81, "k", local("x"))),
+                Ok(()),
+            ),
+            (
+                ("a", claim(80, "", Cluster)),
+                ("a", claim(81, "", Cluster)),
+                Err(Conflict::Key),
+            ),
+            (
+                ("a", claim(80, "k", Cluster)),
+                ("a", claim(81, "l", Cluster)),
+                Err(Conflict::Key),
+            ),
+            (
+                ("a", claim(80, "k", Cluster)),
+                ("b", claim(81, "k", Cluster)),
+                Err(Conflict::Namespace),
+            ),
             (
                 ("a", claim(80, "k", Cluster)),
                 ("a", claim(80, "k", Cluster)),
                 Err(Conflict::Port((Protocol::Tcp, 80))),
             ),
-            (("a", claim(80, "k", Cluster)), ("a", claim(81, "k", local("x"))), Err(Conflict::Policy)),
-            (("a", claim(80, "k", local("x"))), ("a", claim(81, "k", local("y"))), Err(Conflict::Policy)),
-            (("a", claim(80, "k", no_pods.clone())), ("a", claim(81, "k", no_pods)), Err(Conflict::Policy)),
-            (("a", claim(80, "k", Unknown)), ("a", claim(81, "k", Unknown)), Err(Conflict::Policy)),
+            (
+                ("a", claim(80, "k", Cluster)),
+                ("a", claim(81, "k", local("x"))),
+                Err(Conflict::Policy),
+            ),
+            (
+                ("a", claim(80, "k", local("x"))),
+                ("a", claim(81, "k", local("y"))),
+                Err(Conflict::Policy),
+            ),
+            (
+                ("a", claim(80, "k", no_pods.clone())),
+                ("a", claim(81, "k", no_pods)),
+                Err(Conflict::Policy),
+            ),
+            (
+                ("a", claim(80, "k", Unknown)),
+                ("a", claim(81, "k", Unknown)),
+                Err(Conflict::Policy),
+            ),
         ];
         for (index, ((ns_a, a), (ns_b, b), expected)) in rows.into_iter().enumerate() {
             let (ka, kb) = (key(ns_a, "one"), key(ns_b, "two"));
             assert_eq!(may_share((&ka, &a), (&kb, &b)), expected, "row {index}");
-            assert_eq!(may_share((&kb, &b), (&ka, &a)), expected, "row {index}, swapped");
+            assert_eq!(
+                may_share((&kb, &b), (&ka, &a)),
+                expected,
+                "row {index}, swapped"
+            );
         }
     }
 }

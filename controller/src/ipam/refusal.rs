@@ -140,29 +140,6 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// The address whose holders stand in the way, if that is what it is about.
-    #[must_use]
-    pub fn held_address(&self) -> Option<IpAddr> {
-        match self {
-            Self::InUse { address, .. } | Self::Reserved { address, .. } | Self::AtRest { address, .. } => {
-                Some(*address)
-            }
-            Self::NoPool
-            | Self::UnknownPool { .. }
-            | Self::NoneFits { .. }
-            | Self::OutsidePools { .. }
-            | Self::NotInPool { .. }
-            | Self::Fenced { .. }
-            | Self::Avoided { .. }
-            | Self::WrongFamily { .. }
-            | Self::TwoOfAFamily { .. }
-            | Self::Malformed { .. }
-            | Self::TwoRequests
-            | Self::NeedsBothFamilies
-            | Self::NoFamily => None,
-        }
-    }
-
     /// Its name in conditions, Events, metrics and logs.
     #[must_use]
     pub fn reason(&self) -> AllocationReason {
@@ -170,7 +147,8 @@ impl Refusal {
             Self::NoPool => AllocationReason::NoPool,
             Self::UnknownPool { .. } => AllocationReason::PoolNotFound,
             Self::NoneFits { passed_over, .. } => {
-                let any = |test: fn(&PassedOver) -> bool| passed_over.iter().any(|(_, why)| test(why));
+                let any =
+                    |test: fn(&PassedOver) -> bool| passed_over.iter().any(|(_, why)| test(why));
                 if any(|why| matches!(why, PassedOver::Full | PassedOver::Resting)) {
                     AllocationReason::PoolExhausted
                 } else if any(|why| matches!(why, PassedOver::NoFamily)) {
@@ -181,12 +159,16 @@ impl Refusal {
                     AllocationReason::NoPool
                 }
             }
-            Self::OutsidePools { .. } | Self::NotInPool { .. } => AllocationReason::AddressNotInPool,
+            Self::OutsidePools { .. } | Self::NotInPool { .. } => {
+                AllocationReason::AddressNotInPool
+            }
             Self::Fenced { .. } => AllocationReason::PoolNotForService,
             Self::Avoided { .. } => AllocationReason::AddressBuggy,
-            Self::InUse { conflict: Conflict::Key, asked_to_share: false, .. } => {
-                AllocationReason::AddressInUse
-            }
+            Self::InUse {
+                conflict: Conflict::Key,
+                asked_to_share: false,
+                ..
+            } => AllocationReason::AddressInUse,
             Self::InUse { .. } => AllocationReason::SharingConflict,
             Self::Reserved { .. } => AllocationReason::AddressReserved,
             Self::AtRest { .. } => AllocationReason::AddressResting,

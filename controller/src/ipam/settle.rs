@@ -78,9 +78,19 @@ impl Allocator {
         let mut out = Settlement::default();
         if let Some(refusal) = request.impossible() {
             // A request that cannot be understood gives nothing on a guess and takes nothing away.
-            let families = if request.families.is_empty() { &Family::BOTH[..] } else { request.families };
-            out.keep = families.iter().filter_map(|f| self.current(request, &held, *f)).collect();
-            out.give_up = held.into_iter().filter(|ip| !out.keep.contains(ip)).collect();
+            let families = if request.families.is_empty() {
+                &Family::BOTH[..]
+            } else {
+                request.families
+            };
+            out.keep = families
+                .iter()
+                .filter_map(|f| self.current(request, &held, *f))
+                .collect();
+            out.give_up = held
+                .into_iter()
+                .filter(|ip| !out.keep.contains(ip))
+                .collect();
             out.refusal = Some(refusal);
             return out;
         }
@@ -107,7 +117,10 @@ impl Allocator {
         if !request.require_both || have == 2 {
             out.take.append(&mut fresh);
         }
-        out.give_up = held.into_iter().filter(|ip| !out.keep.contains(ip)).collect();
+        out.give_up = held
+            .into_iter()
+            .filter(|ip| !out.keep.contains(ip))
+            .collect();
         out
     }
 
@@ -130,7 +143,11 @@ impl Allocator {
     }
 
     /// Whether the Service may go on holding `ip` beside those who share it.
-    fn keeps_lawfully(&self, request: &Request<'_>, ip: IpAddr) -> Result<(), (ServiceKey, Conflict)> {
+    fn keeps_lawfully(
+        &self,
+        request: &Request<'_>,
+        ip: IpAddr,
+    ) -> Result<(), (ServiceKey, Conflict)> {
         let Some(holding) = self.holding(ip) else {
             return Ok(());
         };
@@ -153,7 +170,10 @@ impl Allocator {
     /// Whether a held address is what the Service asks for. Pools are looked at only if it names
     /// one: who runs is not disturbed by an edited pool.
     fn satisfies(&self, request: &Request<'_>, ip: IpAddr) -> bool {
-        let asked = request.addresses.iter().find(|a| Family::of(**a) == Family::of(ip));
+        let asked = request
+            .addresses
+            .iter()
+            .find(|a| Family::of(**a) == Family::of(ip));
         asked.is_none_or(|a| *a == ip) && self.in_requested_pool(request, ip)
     }
 
@@ -195,11 +215,18 @@ impl Allocator {
                 continue;
             }
             if let Err(fence) = pool.scope.admits(request.asker()) {
-                refusal = Refusal::Fenced { address, pool: pool.name.clone(), fence };
+                refusal = Refusal::Fenced {
+                    address,
+                    pool: pool.name.clone(),
+                    fence,
+                };
                 continue;
             }
             if !pool.offers(address) {
-                refusal = Refusal::Avoided { address, pool: pool.name.clone() };
+                refusal = Refusal::Avoided {
+                    address,
+                    pool: pool.name.clone(),
+                };
                 continue;
             }
             if let Err((by, conflict)) = self.keeps_lawfully(request, address) {
@@ -211,15 +238,26 @@ impl Allocator {
                     Refusal::Reserved { address, by }
                 } else {
                     let asked_to_share = request.claim.sharing_key.is_some();
-                    Refusal::InUse { address, by, conflict, asked_to_share }
+                    Refusal::InUse {
+                        address,
+                        by,
+                        conflict,
+                        asked_to_share,
+                    }
                 });
             }
             if let Some(rest) = self.rest(address)
                 && rest.last.as_ref() != Some(request.service)
             {
-                return Err(Refusal::AtRest { address, pool: pool.name.clone() });
+                return Err(Refusal::AtRest {
+                    address,
+                    pool: pool.name.clone(),
+                });
             }
-            return Ok(Pick { address, pool: pool.name.clone() });
+            return Ok(Pick {
+                address,
+                pool: pool.name.clone(),
+            });
         }
         Err(refusal)
     }
@@ -237,7 +275,11 @@ impl Allocator {
                 return Ok(pick);
             }
         }
-        let before = request.before.iter().copied().chain(self.left_by(request.service));
+        let before = request
+            .before
+            .iter()
+            .copied()
+            .chain(self.left_by(request.service));
         for ip in before.filter(|ip| Family::of(*ip) == family) {
             if self.is_free_for(ip, request.service)
                 && let Some(pick) = self.automatic_pool(request, ip)
@@ -251,7 +293,10 @@ impl Allocator {
                 Err(why) => why,
                 Ok(()) => match state.lowest(family) {
                     Found::Address(address) => {
-                        return Ok(Pick { address, pool: state.pool.name.clone() });
+                        return Ok(Pick {
+                            address,
+                            pool: state.pool.name.clone(),
+                        });
                     }
                     Found::NoFamily => PassedOver::NoFamily,
                     Found::Full => PassedOver::Full,
@@ -262,14 +307,20 @@ impl Allocator {
                 passed_over.push((state.pool.name.clone(), why));
             }
         }
-        Err(Refusal::NoneFits { family, passed_over })
+        Err(Refusal::NoneFits {
+            family,
+            passed_over,
+        })
     }
 
     /// The best pool that would give `ip` to the Service without being asked for that address.
     fn automatic_pool(&self, request: &Request<'_>, ip: IpAddr) -> Option<Pick> {
         self.pools_of(ip)
             .find(|pool| pool.offers(ip) && automatic(request, pool).is_ok())
-            .map(|pool| Pick { address: ip, pool: pool.name.clone() })
+            .map(|pool| Pick {
+                address: ip,
+                pool: pool.name.clone(),
+            })
     }
 }
 
@@ -279,7 +330,9 @@ fn automatic(request: &Request<'_>, pool: &Pool) -> Result<(), PassedOver> {
     if !asked_for && (!request.pools.is_empty() || !pool.auto_assign) {
         return Err(PassedOver::NotAutomatic);
     }
-    pool.scope.admits(request.asker()).map_err(PassedOver::NotServed)
+    pool.scope
+        .admits(request.asker())
+        .map_err(PassedOver::NotServed)
 }
 
 impl Request<'_> {
@@ -302,10 +355,16 @@ impl Request<'_> {
         for (index, &address) in self.addresses.iter().enumerate() {
             let same = |other: &&IpAddr| Family::of(**other) == Family::of(address);
             if let Some(&first) = self.addresses.iter().take(index).find(same) {
-                return Some(Refusal::TwoOfAFamily { first, second: address });
+                return Some(Refusal::TwoOfAFamily {
+                    first,
+                    second: address,
+                });
             }
             if !self.families.contains(&Family::of(address)) {
-                return Some(Refusal::WrongFamily { address, families: self.families.to_vec() });
+                return Some(Refusal::WrongFamily {
+                    address,
+                    families: self.families.to_vec(),
+                });
             }
         }
         (self.require_both && self.families.len() < 2).then_some(Refusal::NeedsBothFamilies)

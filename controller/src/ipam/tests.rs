@@ -21,7 +21,10 @@ fn labels(key: &str, value: &str) -> Labels {
 }
 
 fn selector(key: &str, value: &str) -> LabelSelector {
-    LabelSelector { match_labels: Some(labels(key, value)), match_expressions: None }
+    LabelSelector {
+        match_labels: Some(labels(key, value)),
+        match_expressions: None,
+    }
 }
 
 fn pool(name: &str, ranges: &[&str]) -> Pool {
@@ -124,7 +127,10 @@ fn run(book: &mut Allocator, ask: &Ask, now: Duration) -> Settlement {
         book.release(*gone, &ask.key, now);
     }
     let again = book.settle(&ask.request(), now);
-    assert!(again.take.is_empty() && again.give_up.is_empty(), "second pass: {again:?}");
+    assert!(
+        again.take.is_empty() && again.give_up.is_empty(),
+        "second pass: {again:?}"
+    );
     assert_eq!(again.refusal, settlement.refusal, "second pass");
     settlement
 }
@@ -174,7 +180,10 @@ fn what_a_service_asks_for_and_what_it_gets() {
     manual.auto_assign = false;
     manual.avoid_buggy_ips = true;
     let mut web_only = pool("web", &["203.0.114.8/29"]);
-    web_only.scope.service_selectors.push(selector("app", "web"));
+    web_only
+        .scope
+        .service_selectors
+        .push(selector("app", "web"));
     let six = pool("six", &["2001:db8:6::/64"]);
     let four = pool("four", &["192.0.2.0/30"]);
 
@@ -192,32 +201,108 @@ fn what_a_service_asks_for_and_what_it_gets() {
         (ask("dual").dual(), &["192.0.2.0", "2001:db8:6::"], None),
         (ask("both").both(), &["192.0.2.0", "2001:db8:6::"], None),
         (team_x.clone(), &["198.51.100.0"], None),
-        (team_x.clone().dual(), &["198.51.100.0", "2001:db8:1::"], None),
+        (
+            team_x.clone().dual(),
+            &["198.51.100.0", "2001:db8:1::"],
+            None,
+        ),
         (web, &["203.0.114.8"], None),
         (ask("by-pool").pool("manual"), &["203.0.113.1"], None),
-        (ask("by-address").address("203.0.113.7"), &["203.0.113.7"], None),
-        (ask("pool-and-address").pool("manual").address("203.0.113.7"), &["203.0.113.7"], None),
-        (ask("one-pinned").dual().address("2001:db8:6::9"), &["192.0.2.0", "2001:db8:6::9"], None),
-        (ask("two-pools").dual().pool("four").pool("six"), &["192.0.2.0", "2001:db8:6::"], None),
+        (
+            ask("by-address").address("203.0.113.7"),
+            &["203.0.113.7"],
+            None,
+        ),
+        (
+            ask("pool-and-address")
+                .pool("manual")
+                .address("203.0.113.7"),
+            &["203.0.113.7"],
+            None,
+        ),
+        (
+            ask("one-pinned").dual().address("2001:db8:6::9"),
+            &["192.0.2.0", "2001:db8:6::9"],
+            None,
+        ),
+        (
+            ask("two-pools").dual().pool("four").pool("six"),
+            &["192.0.2.0", "2001:db8:6::"],
+            None,
+        ),
         (ask("no-such-pool").pool("nope"), &[], Some(R::PoolNotFound)),
-        (ask("fenced-pool").pool("tenant"), &[], Some(R::PoolNotForService)),
-        (ask("fenced-address").address("198.51.100.3"), &[], Some(R::PoolNotForService)),
-        (ask("not-web").address("203.0.114.9"), &[], Some(R::PoolNotForService)),
-        (ask("outside").address("10.0.0.1"), &[], Some(R::AddressNotInPool)),
-        (ask("other-pool").pool("four").address("203.0.113.7"), &[], Some(R::AddressNotInPool)),
-        (ask("buggy").address("203.0.113.255"), &[], Some(R::AddressBuggy)),
-        (ask("taken").address("192.0.2.2"), &[], Some(R::AddressInUse)),
-        (ask("taken-share").shares("k", 80).address("192.0.2.2"), &[], Some(R::SharingConflict)),
-        (ask("family").address("2001:db8:6::9"), &[], Some(R::FamilyMismatch)),
-        (ask("two").address("192.0.2.1").address("192.0.2.3"), &[], Some(R::AddressInvalid)),
-        (ask("no-v6").dual().pool("four"), &["192.0.2.0"], Some(R::FamilyUnavailable)),
-        (ask("no-v6-both").both().pool("four"), &[], Some(R::FamilyUnavailable)),
+        (
+            ask("fenced-pool").pool("tenant"),
+            &[],
+            Some(R::PoolNotForService),
+        ),
+        (
+            ask("fenced-address").address("198.51.100.3"),
+            &[],
+            Some(R::PoolNotForService),
+        ),
+        (
+            ask("not-web").address("203.0.114.9"),
+            &[],
+            Some(R::PoolNotForService),
+        ),
+        (
+            ask("outside").address("10.0.0.1"),
+            &[],
+            Some(R::AddressNotInPool),
+        ),
+        (
+            ask("other-pool").pool("four").address("203.0.113.7"),
+            &[],
+            Some(R::AddressNotInPool),
+        ),
+        (
+            ask("buggy").address("203.0.113.255"),
+            &[],
+            Some(R::AddressBuggy),
+        ),
+        (
+            ask("taken").address("192.0.2.2"),
+            &[],
+            Some(R::AddressInUse),
+        ),
+        (
+            ask("taken-share").shares("k", 80).address("192.0.2.2"),
+            &[],
+            Some(R::SharingConflict),
+        ),
+        (
+            ask("family").address("2001:db8:6::9"),
+            &[],
+            Some(R::FamilyMismatch),
+        ),
+        (
+            ask("two").address("192.0.2.1").address("192.0.2.3"),
+            &[],
+            Some(R::AddressInvalid),
+        ),
+        (
+            ask("no-v6").dual().pool("four"),
+            &["192.0.2.0"],
+            Some(R::FamilyUnavailable),
+        ),
+        (
+            ask("no-v6-both").both().pool("four"),
+            &[],
+            Some(R::FamilyUnavailable),
+        ),
     ];
     for (ask, expected, why) in rows {
         let mut book = book.clone();
         let settlement = run(&mut book, &ask, T0);
         assert_eq!(has(&book, &ask), expected, "{}", ask.key);
-        assert_eq!(reason(&settlement), why, "{}: {:?}", ask.key, settlement.refusal);
+        assert_eq!(
+            reason(&settlement),
+            why,
+            "{}: {:?}",
+            ask.key,
+            settlement.refusal
+        );
         if let Some(refusal) = settlement.refusal {
             let text = refusal.to_string();
             assert!(text.len() > 20 && text.len() < 1024, "{text}");
@@ -243,11 +328,17 @@ fn both_families_are_required_only_of_a_service_that_has_both() {
 fn without_a_usable_pool_the_reason_says_which_kind_of_pool_is_missing() {
     let mut book = Allocator::new();
     let web = ask("web");
-    assert_eq!(reason(&run(&mut book, &web, T0)), Some(AllocationReason::NoPool));
+    assert_eq!(
+        reason(&run(&mut book, &web, T0)),
+        Some(AllocationReason::NoPool)
+    );
     let mut manual = pool("manual", &["192.0.2.1"]);
     manual.auto_assign = false;
     book.set_pools(vec![manual.clone()]);
-    assert_eq!(reason(&run(&mut book, &web, T0)), Some(AllocationReason::NoPool));
+    assert_eq!(
+        reason(&run(&mut book, &web, T0)),
+        Some(AllocationReason::NoPool)
+    );
     let tiny = pool("tiny", &["192.0.2.9"]);
     book.set_pools(vec![manual, tiny]);
     run(&mut book, &ask("first"), T0);
@@ -263,7 +354,10 @@ fn without_a_usable_pool_the_reason_says_which_kind_of_pool_is_missing() {
 #[test]
 fn a_held_address_moves_only_when_its_service_asks() {
     let mut book = Allocator::new();
-    let (a, b) = (pool("a", &["192.0.2.0/30"]), pool("b", &["198.51.100.0/30"]));
+    let (a, b) = (
+        pool("a", &["192.0.2.0/30"]),
+        pool("b", &["198.51.100.0/30"]),
+    );
     book.set_pools(vec![a.clone(), b.clone()]);
     let web = ask("web");
     run(&mut book, &web, T0);
@@ -284,8 +378,14 @@ fn a_held_address_moves_only_when_its_service_asks() {
     // It asks for what cannot be had: nothing moves, and the reason is told.
     for (wish, why) in [
         (web.clone().pool("none"), AllocationReason::PoolNotFound),
-        (web.clone().address("10.0.0.1"), AllocationReason::AddressNotInPool),
-        (web.clone().pool("b").address("192.0.2.1"), AllocationReason::AddressNotInPool),
+        (
+            web.clone().address("10.0.0.1"),
+            AllocationReason::AddressNotInPool,
+        ),
+        (
+            web.clone().pool("b").address("192.0.2.1"),
+            AllocationReason::AddressNotInPool,
+        ),
     ] {
         let settlement = run(&mut book, &wish, T0);
         assert_eq!(reason(&settlement), Some(why));
@@ -299,7 +399,10 @@ fn a_held_address_moves_only_when_its_service_asks() {
     // The wish is withdrawn: it stays.
     assert!(run(&mut book, &web, T0).is_settled());
     // Families come and go.
-    book.set_pools(vec![pool("a", &["192.0.2.0/30"]), pool("six", &["2001:db8::/64"])]);
+    book.set_pools(vec![
+        pool("a", &["192.0.2.0/30"]),
+        pool("six", &["2001:db8::/64"]),
+    ]);
     run(&mut book, &web.clone().dual(), T0);
     assert_eq!(current(&book), ["192.0.2.2", "2001:db8::"]);
     run(&mut book, &web, T0);
@@ -313,7 +416,10 @@ fn a_service_that_cannot_have_its_second_family_any_more_keeps_its_first() {
     run(&mut book, &ask("web"), T0);
     let both = ask("web").both();
     let settlement = run(&mut book, &both, T0);
-    assert_eq!(reason(&settlement), Some(AllocationReason::FamilyUnavailable));
+    assert_eq!(
+        reason(&settlement),
+        Some(AllocationReason::FamilyUnavailable)
+    );
     assert_eq!(has(&book, &both), ["192.0.2.0"]);
 }
 
@@ -333,7 +439,10 @@ fn sharers_join_the_shared_address_even_when_a_lower_one_is_free() {
     for (other, expected) in [
         (ask("same-port").shares("dns", 53), "192.0.2.0"),
         (ask("other-key").shares("web", 80), "192.0.2.2"),
-        (ask("foreign").shares("dns", 99).namespace("elsewhere"), "192.0.2.3"),
+        (
+            ask("foreign").shares("dns", 99).namespace("elsewhere"),
+            "192.0.2.3",
+        ),
     ] {
         run(&mut book, &other, T0);
         assert_eq!(has(&book, &other), [expected], "{}", other.key);
@@ -357,7 +466,10 @@ fn a_sharer_that_takes_a_port_of_another_moves_away() {
     let bound = ask("three").shares("k", 81).address("192.0.2.0");
     run(&mut book, &bound, T0);
     let clash = ask("three").shares("k", 80).address("192.0.2.0");
-    assert_eq!(reason(&run(&mut book, &clash, T0)), Some(AllocationReason::SharingConflict));
+    assert_eq!(
+        reason(&run(&mut book, &clash, T0)),
+        Some(AllocationReason::SharingConflict)
+    );
     assert!(has(&book, &clash).is_empty());
 }
 
@@ -371,17 +483,30 @@ fn a_released_address_rests_for_everyone_but_its_last_holder() {
     run(&mut book, &old, T0);
     book.release(ip("192.0.2.0"), &old.key, T0);
     assert_eq!(book.next_rest_end(), Some(T0 + Duration::from_secs(60)));
-    assert_eq!(book.usage("p", Family::V4), Some(Usage { assigned: 0, available: 3 }));
+    assert_eq!(
+        book.usage("p", Family::V4),
+        Some(Usage {
+            assigned: 0,
+            available: 3
+        })
+    );
     // A pool edit does not end the rest.
     book.set_pools(vec![p]);
     let just_before = T0 + Duration::from_secs(59);
     run(&mut book, &new, just_before);
     assert_eq!(has(&book, &new), ["192.0.2.1"]);
     let wish = ask("wish").address("192.0.2.0");
-    assert_eq!(reason(&run(&mut book, &wish, just_before)), Some(AllocationReason::AddressResting));
+    assert_eq!(
+        reason(&run(&mut book, &wish, just_before)),
+        Some(AllocationReason::AddressResting)
+    );
     let mut again = book.clone();
     run(&mut again, &old, just_before);
-    assert_eq!(has(&again, &old), ["192.0.2.0"], "its last holder has it back at once");
+    assert_eq!(
+        has(&again, &old),
+        ["192.0.2.0"],
+        "its last holder has it back at once"
+    );
     run(&mut book, &wish, T0 + Duration::from_secs(60));
     assert_eq!(has(&book, &wish), ["192.0.2.0"]);
 }
@@ -399,7 +524,10 @@ fn a_recorded_address_is_reserved() {
     run(&mut book, &passer_by, T0);
     assert_eq!(has(&book, &passer_by), ["192.0.2.2"]);
     let thief = ask("thief").address("192.0.2.1");
-    assert_eq!(reason(&run(&mut book, &thief, T0)), Some(AllocationReason::AddressReserved));
+    assert_eq!(
+        reason(&run(&mut book, &thief, T0)),
+        Some(AllocationReason::AddressReserved)
+    );
     run(&mut book, &awaited, T0);
     assert_eq!(has(&book, &awaited), ["192.0.2.1"]);
     let by_name = ask("by-name").address("192.0.2.0");
@@ -407,9 +535,21 @@ fn a_recorded_address_is_reserved() {
     assert_eq!(has(&book, &by_name), ["192.0.2.0"]);
     // Released, it stays recorded, and free only when the record goes.
     book.release(ip("192.0.2.0"), &by_name.key, T0);
-    assert_eq!(book.usage("p", Family::V4), Some(Usage { assigned: 3, available: 1 }));
+    assert_eq!(
+        book.usage("p", Family::V4),
+        Some(Usage {
+            assigned: 3,
+            available: 1
+        })
+    );
     book.unrecord(ip("192.0.2.0"), T0);
-    assert_eq!(book.usage("p", Family::V4), Some(Usage { assigned: 2, available: 2 }));
+    assert_eq!(
+        book.usage("p", Family::V4),
+        Some(Usage {
+            assigned: 2,
+            available: 2
+        })
+    );
 }
 
 #[test]
@@ -423,7 +563,10 @@ fn what_a_service_had_before_it_gets_again_if_it_would_get_it_today() {
     run(&mut book, &web, T0);
     assert_eq!(has(&book, &web), ["192.0.2.5"]);
     // A status is no way into a pool that must be asked for, nor onto somebody's address.
-    for (name, before, expected) in [("a", "203.0.113.1", "192.0.2.0"), ("b", "192.0.2.5", "192.0.2.1")] {
+    for (name, before, expected) in [
+        ("a", "203.0.113.1", "192.0.2.0"),
+        ("b", "192.0.2.5", "192.0.2.1"),
+    ] {
         let mut sly = ask(name);
         sly.before = vec![ip(before)];
         run(&mut book, &sly, T0);
@@ -446,8 +589,20 @@ fn overlapping_pools_never_give_an_address_twice() {
         })
         .collect();
     assert_eq!(got.len(), 4);
-    assert_eq!(book.usage("a", Family::V4), Some(Usage { assigned: 3, available: 0 }));
-    assert_eq!(book.usage("b", Family::V4), Some(Usage { assigned: 3, available: 0 }));
+    assert_eq!(
+        book.usage("a", Family::V4),
+        Some(Usage {
+            assigned: 3,
+            available: 0
+        })
+    );
+    assert_eq!(
+        book.usage("b", Family::V4),
+        Some(Usage {
+            assigned: 3,
+            available: 0
+        })
+    );
 }
 
 #[test]
@@ -457,7 +612,10 @@ fn the_largest_pools_are_counted_without_overflow() {
     all4.avoid_buggy_ips = true;
     book.set_pools(vec![pool("all6", &["::/0"]), all4]);
     assert_eq!(book.usage("all6", Family::V6).unwrap().available, u128::MAX);
-    assert_eq!(book.usage("all4", Family::V4).unwrap().available, (1 << 32) - (1 << 25));
+    assert_eq!(
+        book.usage("all4", Family::V4).unwrap().available,
+        (1 << 32) - (1 << 25)
+    );
     let mut six = ask("six");
     six.families = vec![Family::V6];
     run(&mut book, &six, T0);
@@ -467,20 +625,28 @@ fn the_largest_pools_are_counted_without_overflow() {
 }
 
 /// The rules of automatic allocation, written the slow way.
-fn naive_pick(pools: &[Pool], busy: &BTreeSet<IpAddr>, ask: &Ask, family: Family) -> Option<IpAddr> {
+fn naive_pick(
+    pools: &[Pool],
+    busy: &BTreeSet<IpAddr>,
+    ask: &Ask,
+    family: Family,
+) -> Option<IpAddr> {
     let mut ranked: Vec<&Pool> = pools.iter().collect();
     ranked.sort_by_key(|p| p.rank());
     ranked
         .into_iter()
         .filter(|p| p.auto_assign)
-        .filter(|p| p.scope.namespaces.is_empty() || p.scope.namespaces.contains(&ask.key.namespace))
+        .filter(|p| {
+            p.scope.namespaces.is_empty() || p.scope.namespaces.contains(&ask.key.namespace)
+        })
         .find_map(|p| {
             let mut candidates: Vec<IpAddr> = p.ranges.iter().flat_map(expand).collect();
             candidates.sort();
             candidates.into_iter().find(|ip| {
                 Family::of(*ip) == family
                     && !busy.contains(ip)
-                    && !(p.avoid_buggy_ips && matches!(ip, IpAddr::V4(v) if matches!(v.octets()[3], 0 | 255)))
+                    && !(p.avoid_buggy_ips
+                        && matches!(ip, IpAddr::V4(v) if matches!(v.octets()[3], 0 | 255)))
             })
         })
 }
@@ -518,13 +684,27 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 fn pools() -> impl Strategy<Value = Vec<Pool>> {
-    let one = (0u8..40, 0u8..12, 0u32..3, any::<bool>(), any::<bool>(), any::<bool>(), 0u8..3);
+    let one = (
+        0u8..40,
+        0u8..12,
+        0u32..3,
+        any::<bool>(),
+        any::<bool>(),
+        any::<bool>(),
+        0u8..3,
+    );
     prop::collection::vec(one, 1..5).prop_map(|pools| {
         let mut all = Vec::new();
-        for (index, (start, len, priority, auto, buggy, fenced, delay)) in pools.into_iter().enumerate() {
+        for (index, (start, len, priority, auto, buggy, fenced, delay)) in
+            pools.into_iter().enumerate()
+        {
             let v4 = format!("192.0.2.{start}-192.0.2.{}", start + len);
             let v6 = format!("2001:db8::{start:x}-2001:db8::{:x}", start + len / 2);
-            let ranges: Vec<&str> = if len % 3 == 0 { vec![&v4] } else { vec![&v4, &v6] };
+            let ranges: Vec<&str> = if len % 3 == 0 {
+                vec![&v4]
+            } else {
+                vec![&v4, &v6]
+            };
             let mut p = pool(&format!("p{index}"), &ranges);
             p.auto_assign = auto;
             p.avoid_buggy_ips = buggy;

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use bellrock_api::annotations::{ADDRESS_POOL, CONDITION_LOAD_BALANCER, LOAD_BALANCER_IPS, SHARING_KEY};
+use bellrock_api::annotations::{
+    ADDRESS_POOL, CONDITION_LOAD_BALANCER, LOAD_BALANCER_IPS, SHARING_KEY,
+};
 use bellrock_api::{VirtualIPSpec, parse_virtual_ip_name, virtual_ip_name};
 use k8s_openapi::api::core::v1::{LoadBalancerStatus, Node, Service, ServiceStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -64,7 +66,12 @@ impl Cluster {
     }
 
     /// Creates or changes a Service; its status stays.
-    pub(super) fn put_service(&mut self, name: &str, spec: Value, annotations: Value) -> ServiceKey {
+    pub(super) fn put_service(
+        &mut self,
+        name: &str,
+        spec: Value,
+        annotations: Value,
+    ) -> ServiceKey {
         let key = match name.split_once('/') {
             Some((namespace, name)) => ServiceKey::new(namespace, name),
             None => ServiceKey::new("default", name),
@@ -77,7 +84,9 @@ impl Cluster {
             "ipFamilyPolicy": "SingleStack", "externalTrafficPolicy": "Cluster",
             "ports": [{ "port": 80 }],
         });
-        full.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        full.as_object_mut()
+            .unwrap()
+            .extend(spec.as_object().unwrap().clone());
         let mut service: Service = serde_json::from_value(json!({
             "metadata": {
                 "namespace": key.namespace, "name": key.name, "uid": version.uid,
@@ -107,7 +116,9 @@ impl Cluster {
         let old = self.pools.get(name).cloned();
         let version = self.version(old.as_ref().map(|p| p.version.uid.as_str()));
         let view = PoolView {
-            created: old.as_ref().map_or(i64::try_from(self.versions).unwrap(), |p| p.created),
+            created: old
+                .as_ref()
+                .map_or(i64::try_from(self.versions).unwrap(), |p| p.created),
             generation: Some(i64::try_from(self.versions).unwrap()),
             version,
             labels: Labels::new(),
@@ -115,7 +126,8 @@ impl Cluster {
             status: old.map(|p| p.status).unwrap_or_default(),
         };
         self.pools.insert(name.to_owned(), view.clone());
-        self.news.push_back(Change::Pool(name.to_owned(), Box::new(view)));
+        self.news
+            .push_back(Change::Pool(name.to_owned(), Box::new(view)));
     }
 
     pub(super) fn delete_pool(&mut self, name: &str) {
@@ -139,16 +151,22 @@ impl Cluster {
     }
 
     pub(super) fn put_advertisement(&mut self, name: &str, spec: Value) {
-        let view = AdvertisementView { spec: serde_json::from_value(spec).unwrap() };
+        let view = AdvertisementView {
+            spec: serde_json::from_value(spec).unwrap(),
+        };
         self.advertisements.insert(name.to_owned(), view.clone());
-        self.news.push_back(Change::L2Advertisement(name.to_owned(), Box::new(view)));
+        self.news
+            .push_back(Change::L2Advertisement(name.to_owned(), Box::new(view)));
     }
 
     pub(super) fn put_namespace(&mut self, name: &str, labels: &[(&str, &str)]) {
-        let labels: Labels =
-            labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let labels: Labels = labels
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
         self.namespaces.insert(name.to_owned(), labels.clone());
-        self.news.push_back(Change::Namespace(name.to_owned(), labels));
+        self.news
+            .push_back(Change::Namespace(name.to_owned(), labels));
     }
 
     /// A VirtualIP made by hand.
@@ -162,20 +180,30 @@ impl Cluster {
         let name = virtual_ip_name(spec.ip().unwrap());
         let uid = self.vips.get(&name).map(|v| v.version.uid.clone());
         let version = self.version(uid.as_deref());
-        let view = VipView { version, managed: false, spec };
+        let view = VipView {
+            version,
+            managed: false,
+            spec,
+        };
         self.vips.insert(name, view.clone());
         self.tell_vip(&view);
     }
 
     fn tell_vip(&mut self, view: &VipView) {
         let ip = view.spec.ip().unwrap();
-        self.news.push_back(Change::VirtualIp(ip, Box::new(view.clone())));
+        self.news
+            .push_back(Change::VirtualIp(ip, Box::new(view.clone())));
     }
 
     pub(super) fn delete_vip(&mut self, address: &str) {
         let name = virtual_ip_name(address.parse().unwrap());
         if let Some(vip) = self.vips.remove(&name) {
-            self.news.push_back(Change::Gone(Kind::VirtualIp, String::new(), name, vip.version.uid));
+            self.news.push_back(Change::Gone(
+                Kind::VirtualIp,
+                String::new(),
+                name,
+                vip.version.uid,
+            ));
         }
     }
 
@@ -205,7 +233,11 @@ impl Cluster {
                 if self.vips.contains_key(&name) {
                     return Err(Refused::Exists);
                 }
-                let view = VipView { version: self.version(None), managed: true, spec: *spec.clone() };
+                let view = VipView {
+                    version: self.version(None),
+                    managed: true,
+                    spec: *spec.clone(),
+                };
                 self.vips.insert(name, view.clone());
                 self.tell_vip(&view);
                 Some(Change::VirtualIp(spec.ip().unwrap(), Box::new(view)))
@@ -218,7 +250,11 @@ impl Cluster {
                 }
                 let managed = present.managed;
                 let version = self.version(Some(&version.uid));
-                let view = VipView { version, managed, spec: *spec.clone() };
+                let view = VipView {
+                    version,
+                    managed,
+                    spec: *spec.clone(),
+                };
                 self.vips.insert(name, view.clone());
                 self.tell_vip(&view);
                 Some(Change::VirtualIp(*ip, Box::new(view)))
@@ -233,7 +269,11 @@ impl Cluster {
                 None
             }
             Write::PatchStatus(patch) => {
-                let mut service = self.services.get(&patch.service).ok_or(Refused::Missing)?.clone();
+                let mut service = self
+                    .services
+                    .get(&patch.service)
+                    .ok_or(Refused::Missing)?
+                    .clone();
                 if Version::of(&service.metadata) != patch.version {
                     return Err(Refused::Conflict);
                 }
@@ -260,21 +300,35 @@ impl Cluster {
     /// The addresses in a Service's status.
     pub(super) fn addresses(&self, key: &ServiceKey) -> Vec<String> {
         let view = self.services.get(key).and_then(ServiceView::of);
-        view.map(|(_, v)| v.status_addresses().iter().map(ToString::to_string).collect())
-            .unwrap_or_default()
+        view.map(|(_, v)| {
+            v.status_addresses()
+                .iter()
+                .map(ToString::to_string)
+                .collect()
+        })
+        .unwrap_or_default()
     }
 
     /// Status, reason and message of our condition.
     pub(super) fn condition(&self, key: &ServiceKey) -> Option<(bool, String, String)> {
         let view = ServiceView::of(self.services.get(key)?)?.1;
-        let c = view.conditions.iter().find(|c| c.type_ == CONDITION_LOAD_BALANCER)?;
+        let c = view
+            .conditions
+            .iter()
+            .find(|c| c.type_ == CONDITION_LOAD_BALANCER)?;
         Some((c.status == "True", c.reason.clone(), c.message.clone()))
     }
 
     /// Claims of a VirtualIP, `namespace/name`.
     pub(super) fn claims(&self, address: &str) -> Option<Vec<String>> {
         let vip = self.vips.get(&virtual_ip_name(address.parse().unwrap()))?;
-        Some(vip.spec.claims.iter().map(|c| format!("{}/{}", c.namespace, c.name)).collect())
+        Some(
+            vip.spec
+                .claims
+                .iter()
+                .map(|c| format!("{}/{}", c.namespace, c.name))
+                .collect(),
+        )
     }
 
     fn listing(&self) -> Vec<Change> {
@@ -282,12 +336,21 @@ impl Cluster {
         let complete = |kind, keys: Vec<(String, String)>| {
             Change::Complete(kind, keys.into_iter().collect::<BTreeSet<_>>())
         };
-        let bare = |names: Vec<&String>| names.into_iter().map(|n| (String::new(), n.clone())).collect();
+        let bare = |names: Vec<&String>| {
+            names
+                .into_iter()
+                .map(|n| (String::new(), n.clone()))
+                .collect()
+        };
         for service in self.services.values() {
             let (key, view) = ServiceView::of(service).unwrap();
             all.push(Change::Service(key, Box::new(view)));
         }
-        let keys = self.services.keys().map(|k| (k.namespace.clone(), k.name.clone())).collect();
+        let keys = self
+            .services
+            .keys()
+            .map(|k| (k.namespace.clone(), k.name.clone()))
+            .collect();
         all.push(complete(Kind::Service, keys));
         all.extend(self.vips.iter().map(|(name, vip)| {
             Change::VirtualIp(parse_virtual_ip_name(name).unwrap(), Box::new(vip.clone()))
@@ -298,12 +361,22 @@ impl Cluster {
         all.push(complete(Kind::Pool, bare(self.pools.keys().collect())));
         let ads = self.advertisements.iter();
         all.extend(ads.map(|(n, a)| Change::L2Advertisement(n.clone(), Box::new(a.clone()))));
-        all.push(complete(Kind::L2Advertisement, bare(self.advertisements.keys().collect())));
-        all.extend(self.nodes.iter().map(|(n, v)| Change::Node(n.clone(), v.clone())));
+        all.push(complete(
+            Kind::L2Advertisement,
+            bare(self.advertisements.keys().collect()),
+        ));
+        all.extend(
+            self.nodes
+                .iter()
+                .map(|(n, v)| Change::Node(n.clone(), v.clone())),
+        );
         all.push(complete(Kind::Node, bare(self.nodes.keys().collect())));
         let namespaces = self.namespaces.iter();
         all.extend(namespaces.map(|(n, l)| Change::Namespace(n.clone(), l.clone())));
-        all.push(complete(Kind::Namespace, bare(self.namespaces.keys().collect())));
+        all.push(complete(
+            Kind::Namespace,
+            bare(self.namespaces.keys().collect()),
+        ));
         all
     }
 }
@@ -338,10 +411,17 @@ impl Controller {
         });
         cluster.news.clear();
         for change in cluster.listing() {
-            assert!(core.next(now).is_none(), "nothing is decided before everything is known");
+            assert!(
+                core.next(now).is_none(),
+                "nothing is decided before everything is known"
+            );
             core.apply(change, now);
         }
-        Self { core, now, plans: Vec::new() }
+        Self {
+            core,
+            now,
+            plans: Vec::new(),
+        }
     }
 
     /// Receives the oldest piece of news; false when there is none.
@@ -403,10 +483,13 @@ impl Controller {
                 {
                     match cluster.vips.get(&virtual_ip_name(ip)) {
                         Some(vip) => {
-                            self.core.apply(Change::VirtualIp(ip, Box::new(vip.clone())), self.now);
+                            self.core
+                                .apply(Change::VirtualIp(ip, Box::new(vip.clone())), self.now);
                         }
                         None => {
-                            if let Write::PatchVip { version, .. } | Write::DeleteVip { version, .. } = &write {
+                            if let Write::PatchVip { version, .. }
+                            | Write::DeleteVip { version, .. } = &write
+                            {
                                 self.core.vip_deleted(ip, &version.uid, self.now);
                             }
                         }
@@ -428,7 +511,10 @@ impl Controller {
             }
             self.act(cluster, 0, Fate::Made);
         }
-        panic!("does not converge; last writes: {:#?}", cluster.writes.iter().rev().take(6).collect::<Vec<_>>());
+        panic!(
+            "does not converge; last writes: {:#?}",
+            cluster.writes.iter().rev().take(6).collect::<Vec<_>>()
+        );
     }
 
     /// Settles, and checks that neither a second look at everything nor a restart writes anything.
@@ -439,7 +525,8 @@ impl Controller {
             self.core.requeue(Work::Service(key.clone()));
         }
         for name in cluster.vips.keys() {
-            self.core.requeue(Work::Vip(parse_virtual_ip_name(name).unwrap()));
+            self.core
+                .requeue(Work::Vip(parse_virtual_ip_name(name).unwrap()));
         }
         self.settle(cluster);
         assert_eq!(cluster.writes[before..], [], "a second pass");

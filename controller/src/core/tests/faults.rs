@@ -61,7 +61,8 @@ fn shape() -> impl Strategy<Value = Shape> {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let fate = prop_oneof![6 => Just(Fate::Made), 1 => Just(Fate::Lost), 1 => Just(Fate::Unanswered)];
+    let fate =
+        prop_oneof![6 => Just(Fate::Made), 1 => Just(Fate::Lost), 1 => Just(Fate::Unanswered)];
     prop_oneof![
         6 => (0u8..8, shape()).prop_map(|(n, s)| Op::Put(n, s)),
         3 => (0u8..8).prop_map(Op::Delete),
@@ -77,7 +78,11 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 fn put(cluster: &mut Cluster, n: u8, shape: &Shape) -> ServiceKey {
-    let families: &[&str] = if shape.dual { &["IPv4", "IPv6"] } else { &["IPv4"] };
+    let families: &[&str] = if shape.dual {
+        &["IPv4", "IPv6"]
+    } else {
+        &["IPv4"]
+    };
     let policy = match (shape.dual, shape.require) {
         (true, true) => "RequireDualStack",
         (true, false) => "PreferDualStack",

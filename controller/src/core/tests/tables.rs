@@ -18,7 +18,10 @@ fn cluster() -> Cluster {
         cluster.put_node(node, json!({}));
     }
     cluster.put_advertisement("all", json!({}));
-    cluster.put_pool("main", json!({ "addresses": ["192.0.2.0/29"], "reuseDelay": "0s" }));
+    cluster.put_pool(
+        "main",
+        json!({ "addresses": ["192.0.2.0/29"], "reuseDelay": "0s" }),
+    );
     cluster
 }
 
@@ -56,7 +59,10 @@ fn a_new_service_takes_two_writes() {
     );
     assert!(patch.event.is_some());
     let (met, reason, message) = cluster.condition(&web).unwrap();
-    assert_eq!((met, reason.as_str(), message.as_str()), (true, "Allocated", "192.0.2.0 from pool main"));
+    assert_eq!(
+        (met, reason.as_str(), message.as_str()),
+        (true, "Allocated", "192.0.2.0 from pool main")
+    );
 }
 
 #[test]
@@ -68,11 +74,18 @@ fn a_deleted_service_frees_its_address_with_one_write() {
     cluster.writes.clear();
     cluster.delete_service(&web);
     controller.settle_for_good(&mut cluster);
-    assert!(matches!(&cluster.writes[..], [Write::DeleteVip { .. }]), "{:?}", cluster.writes);
+    assert!(
+        matches!(&cluster.writes[..], [Write::DeleteVip { .. }]),
+        "{:?}",
+        cluster.writes
+    );
     assert!(cluster.vips.is_empty());
     assert_eq!(
         controller.core.allocator().usage("main", Family::V4),
-        Some(Usage { assigned: 0, available: 8 })
+        Some(Usage {
+            assigned: 0,
+            available: 8
+        })
     );
 }
 
@@ -106,7 +119,11 @@ fn classes_decide_who_is_served() {
     assert_eq!(cluster.addresses(&key("none")).len(), 1);
     assert_eq!(cluster.addresses(&key("ours")).len(), 1);
     assert!(cluster.addresses(&key("theirs")).is_empty());
-    assert_eq!(cluster.condition(&key("theirs")), None, "another provider's Service is left alone");
+    assert_eq!(
+        cluster.condition(&key("theirs")),
+        None,
+        "another provider's Service is left alone"
+    );
 }
 
 #[test]
@@ -118,11 +135,17 @@ fn a_refusal_is_told_once_with_its_reason_and_ends_when_its_cause_does() {
     let (met, reason, message) = cluster.condition(&web).unwrap();
     assert!(!met);
     assert_eq!(reason, "PoolNotFound");
-    assert!(message.contains("\"later\"") && message.contains("main"), "{message}");
+    assert!(
+        message.contains("\"later\"") && message.contains("main"),
+        "{message}"
+    );
     assert_eq!(cluster.writes.len(), 1);
     assert_eq!(controller.core.census().pending, 1);
     // An unrelated pool changes nothing for it but the message, which names the pools there are.
-    cluster.put_pool("later", json!({ "addresses": ["198.51.100.7"], "autoAssign": false }));
+    cluster.put_pool(
+        "later",
+        json!({ "addresses": ["198.51.100.7"], "autoAssign": false }),
+    );
     controller.settle_for_good(&mut cluster);
     assert_eq!(cluster.addresses(&web), ["198.51.100.7"]);
     assert_eq!(cluster.condition(&web).unwrap().1, "Allocated");
@@ -132,7 +155,10 @@ fn a_refusal_is_told_once_with_its_reason_and_ends_when_its_cause_does() {
 #[test]
 fn who_waits_for_an_address_gets_one_when_it_becomes_free() {
     let mut cluster = cluster();
-    cluster.put_pool("main", json!({ "addresses": ["192.0.2.1"], "reuseDelay": "30s" }));
+    cluster.put_pool(
+        "main",
+        json!({ "addresses": ["192.0.2.1"], "reuseDelay": "30s" }),
+    );
     let mut controller = run(&mut cluster);
     let first = cluster.put_service("first", json!({}), json!({}));
     controller.settle(&mut cluster);
@@ -143,7 +169,10 @@ fn who_waits_for_an_address_gets_one_when_it_becomes_free() {
     controller.settle(&mut cluster);
     assert!(cluster.addresses(&second).is_empty());
     assert!(cluster.condition(&second).unwrap().2.contains("reuseDelay"));
-    assert_eq!(controller.core.next_deadline(), Some(T0 + Duration::from_secs(30)));
+    assert_eq!(
+        controller.core.next_deadline(),
+        Some(T0 + Duration::from_secs(30))
+    );
     controller.now = T0 + Duration::from_secs(30);
     controller.settle_for_good(&mut cluster);
     assert_eq!(cluster.addresses(&second), ["192.0.2.1"]);
@@ -152,7 +181,10 @@ fn who_waits_for_an_address_gets_one_when_it_becomes_free() {
 #[test]
 fn a_change_of_wish_moves_the_address_and_an_impossible_wish_does_not() {
     let mut cluster = cluster();
-    cluster.put_pool("other", json!({ "addresses": ["198.51.100.0/30"], "autoAssign": false }));
+    cluster.put_pool(
+        "other",
+        json!({ "addresses": ["198.51.100.0/30"], "autoAssign": false }),
+    );
     let mut controller = run(&mut cluster);
     let web = cluster.put_service("web", json!({}), json!({}));
     controller.settle(&mut cluster);
@@ -177,7 +209,11 @@ fn a_change_of_wish_moves_the_address_and_an_impossible_wish_does_not() {
     cluster.put_service("web", json!({ "loadBalancerIP": "192.0.2.3" }), json!({}));
     controller.settle_for_good(&mut cluster);
     assert_eq!(cluster.addresses(&web), ["192.0.2.3"]);
-    cluster.put_service("web", json!({ "loadBalancerIP": "192.0.2.3" }), ips("192.0.2.4"));
+    cluster.put_service(
+        "web",
+        json!({ "loadBalancerIP": "192.0.2.3" }),
+        ips("192.0.2.4"),
+    );
     controller.settle_for_good(&mut cluster);
     assert_eq!(cluster.condition(&web).unwrap().1, "ConflictingRequest");
     assert_eq!(cluster.addresses(&web), ["192.0.2.3"]);
@@ -188,11 +224,18 @@ fn families_follow_the_policy_live_and_in_the_order_of_the_service() {
     let mut cluster = cluster();
     cluster.put_pool("six", json!({ "addresses": ["2001:db8::/64"] }));
     let mut controller = run(&mut cluster);
-    let families = |list: &[&str], policy: &str| json!({ "ipFamilies": list, "ipFamilyPolicy": policy });
+    let families =
+        |list: &[&str], policy: &str| json!({ "ipFamilies": list, "ipFamilyPolicy": policy });
     for (spec, expected) in [
         (families(&["IPv6"], "PreferDualStack"), vec!["2001:db8::"]),
-        (families(&["IPv6", "IPv4"], "PreferDualStack"), vec!["2001:db8::", "192.0.2.0"]),
-        (families(&["IPv6", "IPv4"], "RequireDualStack"), vec!["2001:db8::", "192.0.2.0"]),
+        (
+            families(&["IPv6", "IPv4"], "PreferDualStack"),
+            vec!["2001:db8::", "192.0.2.0"],
+        ),
+        (
+            families(&["IPv6", "IPv4"], "RequireDualStack"),
+            vec!["2001:db8::", "192.0.2.0"],
+        ),
         (families(&["IPv6"], "SingleStack"), vec!["2001:db8::"]),
     ] {
         let web = cluster.put_service("web", spec.clone(), json!({}));
@@ -202,12 +245,23 @@ fn families_follow_the_policy_live_and_in_the_order_of_the_service() {
     }
     // Preferred, but one family cannot be had: that is met, and told. Required: it is not.
     cluster.delete_pool("six");
-    let prefers = cluster.put_service("p", families(&["IPv4", "IPv6"], "PreferDualStack"), json!({}));
-    let requires = cluster.put_service("r", families(&["IPv4", "IPv6"], "RequireDualStack"), json!({}));
+    let prefers = cluster.put_service(
+        "p",
+        families(&["IPv4", "IPv6"], "PreferDualStack"),
+        json!({}),
+    );
+    let requires = cluster.put_service(
+        "r",
+        families(&["IPv4", "IPv6"], "RequireDualStack"),
+        json!({}),
+    );
     controller.settle_for_good(&mut cluster);
     assert_eq!(cluster.addresses(&prefers).len(), 1);
     let (met, reason, message) = cluster.condition(&prefers).unwrap();
-    assert!(met && reason == "Allocated" && message.contains("IPv6"), "{message}");
+    assert!(
+        met && reason == "Allocated" && message.contains("IPv6"),
+        "{message}"
+    );
     assert!(cluster.addresses(&requires).is_empty());
     assert_eq!(cluster.condition(&requires).unwrap().1, "FamilyUnavailable");
     // It comes: both are completed, and the first address of each stays.
@@ -231,12 +285,24 @@ fn services_share_an_address_under_one_key() {
     controller.settle_for_good(&mut cluster);
     assert_eq!(cluster.addresses(&a), cluster.addresses(&b));
     let shared = cluster.addresses(&a)[0].clone();
-    assert_eq!(cluster.claims(&shared).unwrap(), ["default/dns-udp", "default/dns-tcp"]);
-    assert_eq!(cluster.writes.len(), 4, "create, status, claim, status: {:?}", cluster.writes);
+    assert_eq!(
+        cluster.claims(&shared).unwrap(),
+        ["default/dns-udp", "default/dns-tcp"]
+    );
+    assert_eq!(
+        cluster.writes.len(),
+        4,
+        "create, status, claim, status: {:?}",
+        cluster.writes
+    );
     // The same port: no.
-    let c = cluster.put_service("clash", tcp, json!({
-        "bellrock.dev/sharing-key": "dns", "bellrock.dev/load-balancer-ips": shared,
-    }));
+    let c = cluster.put_service(
+        "clash",
+        tcp,
+        json!({
+            "bellrock.dev/sharing-key": "dns", "bellrock.dev/load-balancer-ips": shared,
+        }),
+    );
     controller.settle_for_good(&mut cluster);
     assert_eq!(cluster.condition(&c).unwrap().1, "SharingConflict");
     // One leaves, the other stays; the last one takes the VirtualIP along.
@@ -347,23 +413,33 @@ fn pool_edits_stop_nothing_that_runs() {
     controller.settle_for_good(&mut cluster);
     let patches = controller.core.pool_patches();
     assert_eq!(patches[0].reason.as_str(), "AddressesInUseOutside");
-    assert!(patches[0].message.contains("192.0.2.0"), "{}", patches[0].message);
+    assert!(
+        patches[0].message.contains("192.0.2.0"),
+        "{}",
+        patches[0].message
+    );
     // The pool is renamed: the record follows, so that advertisements go on covering it.
     cluster.delete_pool("main");
     cluster.put_pool("renamed", json!({ "addresses": ["192.0.2.0/29"] }));
     controller.settle_for_good(&mut cluster);
     assert_eq!(cluster.addresses(&web), ["192.0.2.0"]);
-    assert_eq!(cluster.vips["192.0.2.0"].spec.pool.as_deref(), Some("renamed"));
+    assert_eq!(
+        cluster.vips["192.0.2.0"].spec.pool.as_deref(),
+        Some("renamed")
+    );
 }
 
 #[test]
 fn a_pool_for_selected_namespaces_serves_them_only_and_as_soon_as_they_match() {
     let mut cluster = Cluster::default();
     cluster.put_namespace("default", &[]);
-    cluster.put_pool("tenant", json!({
-        "addresses": ["192.0.2.0/29"],
-        "serviceAllocation": { "namespaceSelectors": [{ "matchLabels": { "team": "x" } }] },
-    }));
+    cluster.put_pool(
+        "tenant",
+        json!({
+            "addresses": ["192.0.2.0/29"],
+            "serviceAllocation": { "namespaceSelectors": [{ "matchLabels": { "team": "x" } }] },
+        }),
+    );
     let mut controller = run(&mut cluster);
     let web = cluster.put_service("web", json!({}), json!({}));
     let early = cluster.put_service("not-yet/web", json!({}), json!({}));
@@ -390,27 +466,48 @@ fn placement_follows_nodes_and_advertisements_and_moves_nothing_needlessly() {
     }
     controller.settle_for_good(&mut cluster);
     let desired = |cluster: &Cluster| -> Vec<Option<String>> {
-        cluster.vips.values().map(|v| v.spec.l2.as_ref().map(|l2| l2.node.clone())).collect()
+        cluster
+            .vips
+            .values()
+            .map(|v| v.spec.l2.as_ref().map(|l2| l2.node.clone()))
+            .collect()
     };
     let nodes = |names: &[&str]| -> Vec<Option<String>> {
         names.iter().map(|n| Some((*n).to_owned())).collect()
     };
-    assert_eq!(desired(&cluster), nodes(&["n1", "n2", "n3", "n1", "n2", "n3"]));
+    assert_eq!(
+        desired(&cluster),
+        nodes(&["n1", "n2", "n3", "n1", "n2", "n3"])
+    );
     // Cordoned, not ready: nothing. Out of service: its addresses go to their successors.
     let writes = cluster.writes.len();
     cluster.put_node("n1", json!({ "spec": { "unschedulable": true } }));
     controller.settle_for_good(&mut cluster);
     assert_eq!(cluster.writes.len(), writes);
-    cluster.put_node("n1", json!({ "spec": { "taints": [
+    cluster.put_node(
+        "n1",
+        json!({ "spec": { "taints": [
         { "key": "node.kubernetes.io/out-of-service", "effect": "NoExecute" }
-    ] } }));
+    ] } }),
+    );
     controller.settle_for_good(&mut cluster);
-    assert_eq!(desired(&cluster), nodes(&["n2", "n2", "n3", "n3", "n2", "n3"]));
+    assert_eq!(
+        desired(&cluster),
+        nodes(&["n2", "n2", "n3", "n3", "n2", "n3"])
+    );
     // It returns: it becomes a successor, nothing flaps back.
     cluster.put_node("n1", json!({}));
     controller.settle_for_good(&mut cluster);
-    assert_eq!(desired(&cluster), nodes(&["n2", "n2", "n3", "n3", "n2", "n3"]));
-    assert!(cluster.vips.values().all(|v| v.spec.l2.as_ref().unwrap().successors.len() == 2));
+    assert_eq!(
+        desired(&cluster),
+        nodes(&["n2", "n2", "n3", "n3", "n2", "n3"])
+    );
+    assert!(
+        cluster
+            .vips
+            .values()
+            .all(|v| v.spec.l2.as_ref().unwrap().successors.len() == 2)
+    );
     cluster.delete_node("n2");
     controller.settle_for_good(&mut cluster);
     assert!(desired(&cluster).iter().all(|n| n.as_deref() != Some("n2")));
@@ -438,7 +535,11 @@ fn an_answer_that_is_lost_costs_nothing() {
             controller.hear(&mut cluster);
             assert!(controller.think());
             for write in 0..=failing {
-                controller.act(&mut cluster, 0, if write == failing { fate } else { Fate::Made });
+                controller.act(
+                    &mut cluster,
+                    0,
+                    if write == failing { fate } else { Fate::Made },
+                );
             }
             controller.settle_for_good(&mut cluster);
             assert_eq!(cluster.addresses(&web), ["192.0.2.0"], "{fate:?} {failing}");
@@ -460,7 +561,14 @@ fn an_address_that_somebody_else_took_first_is_left_to_them() {
     controller.settle_for_good(&mut cluster);
     assert_eq!(cluster.addresses(&web), ["192.0.2.1"]);
     assert_eq!(cluster.claims("192.0.2.0").unwrap(), ["elsewhere/db"]);
-    assert!(controller.core.allocator().holding(address("192.0.2.0")).unwrap().recorded);
+    assert!(
+        controller
+            .core
+            .allocator()
+            .holding(address("192.0.2.0"))
+            .unwrap()
+            .recorded
+    );
 }
 
 #[test]
@@ -481,5 +589,11 @@ fn an_old_version_from_a_slow_watch_does_not_undo_what_was_written() {
     cluster.delete_service(&web);
     controller.settle_for_good(&mut cluster);
     assert!(cluster.vips.is_empty());
-    assert!(controller.core.allocator().holding(address("192.0.2.0")).is_none());
+    assert!(
+        controller
+            .core
+            .allocator()
+            .holding(address("192.0.2.0"))
+            .is_none()
+    );
 }

@@ -1,0 +1,422 @@
+//! The loop: reports from the watches in, plans out, answers back. It alone owns the [`Core`]; it
+//! never waits for the API server itself.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the driver is what reads the clock"
+)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kube::Client;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::core::{Change, Core, Kind, Plan, Settings, Work};
+use crate::http::Waiting;
+use crate::ipam::ServiceKey;
+use crate::metrics::Metrics;
+use crate::publish::{self, Herald};
+use crate::watch::Report;
+use crate::write::{Answer, Outcome, Writer};
+
+/// Plans that may be under way at once.
+const MAX_BUSY: usize = 16;
+
+/// Reports taken in before plans are started again.
+const BATCH: usize = 256;
+
+/// How long pool counters may lag behind.
+const POOL_STATUS_DELAY: Duration = Duration::from_millis(500);
+
+/// How often an unreachable API server is logged.
+const LOG_EVERY: Duration = Duration::from_secs(5);
+
+/// How long writes under way may take after the order to stop.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// First and last delay of a plan that failed.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(30));
+
+pub(crate) struct Driver {
+    core: Core,
+    client: Client,
+    namespace: String,
+    writer: Writer,
+    herald: Herald,
+    metrics: Arc<Metrics>,
+    waiting: watch::Sender<Waiting>,
+    start: Instant,
+    /// Plans under way; their work by task, in case one panics.
+    plans: JoinSet<Outcome>,
+    busy: BTreeMap<Id, Work>,
+    /// Work to be tried again, by when; a number keeps equal times apart.
+    retries: BTreeMap<(Instant, u64), Work>,
+    failures: BTreeMap<Work, u32>,
+    count: u64,
+    /// New Services without an address, since when.
+    new: BTreeMap<ServiceKey, Instant>,
+    /// When to look at the pools' status next.
+    pools_due: Option<Instant>,
+    pool_writer: JoinSet<bool>,
+    interrupted: BTreeMap<Kind, String>,
+    logged: Option<Instant>,
+    was_ready: bool,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        settings: Settings,
+        client: Client,
+        namespace: String,
+        herald: Herald,
+        metrics: Arc<Metrics>,
+        waiting: watch::Sender<Waiting>,
+    ) -> Self {
+        Self {
+            core: Core::new(settings),
+            writer: Writer::new(client.clone()),
+            client,
+            namespace,
+            herald,
+            metrics,
+            waiting,
+            start: Instant::now(),
+            plans: JoinSet::new(),
+            busy: BTreeMap::new(),
+            retries: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            count: 0,
+            new: BTreeMap::new(),
+            pools_due: None,
+            pool_writer: JoinSet::new(),
+            interrupted: BTreeMap::new(),
+            logged: None,
+            was_ready: false,
+        }
+    }
+
+    /// Runs until `stop`, then lets the writes under way finish.
+    ///
+    /// Every branch of the `select!` is cancel-safe: receiving from a channel, joining from a
+    /// `JoinSet`, sleeping.
+    pub(crate) async fn run(
+        mut self,
+        mut reports: mpsc::Receiver<Report>,
+        stop: CancellationToken,
+    ) {
+        self.tell_ready();
+        loop {
+            self.start_plans();
+            let timer = self.next_timer();
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(outcome) = self.plans.join_next_with_id() => self.ended(outcome),
+                Some(report) = reports.recv() => {
+                    self.take(report);
+                    for _ in 1..BATCH {
+                        match reports.try_recv() {
+                            Ok(report) => self.take(report),
+                            Err(_) => break,
+                        }
+                    }
+                    self.tell_ready();
+                }
+                Some(done) = self.pool_writer.join_next() => {
+                    if !done.unwrap_or(false) {
+                        self.pools_due = Some(Instant::now() + LOG_EVERY);
+                    }
+                }
+                () = sleep_until(timer) => self.on_timer(),
+            }
+        }
+        tracing::info!(under_way = self.plans.len(), "stopping");
+        let rest = async { while self.plans.join_next().await.is_some() {} };
+        if tokio::time::timeout(STOP_GRACE, rest).await.is_err() {
+            tracing::warn!("writes under way are given up; the next start adopts what they did");
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn start_plans(&mut self) {
+        while self.plans.len() < MAX_BUSY {
+            let Some(plan) = self.core.next(self.now()) else {
+                break;
+            };
+            let Plan { work, .. } = &plan;
+            let work = work.clone();
+            let task = self.plans.spawn(self.writer.clone().run(plan));
+            self.busy.insert(task.id(), work);
+        }
+        self.metrics.count(&mut self.core);
+    }
+
+    fn take(&mut self, report: Report) {
+        match report {
+            Report::Change(change) => {
+                self.note_new(&change);
+                if matches!(
+                    change,
+                    Change::Pool(..)
+                        | Change::VirtualIp(..)
+                        | Change::Gone(..)
+                        | Change::Complete(..)
+                ) {
+                    self.pools_changed();
+                }
+                self.core.apply(change, self.now());
+            }
+            Report::Unreadable { kind, name, error } => {
+                tracing::warn!(
+                    kind = kind.as_str(),
+                    name,
+                    error,
+                    "cannot be read; what it said before stays in force"
+                );
+            }
+            Report::Interrupted { kind, error } => {
+                self.metrics.watch_error(kind.as_str());
+                self.interrupted.insert(kind, error);
+                self.log_interrupted();
+            }
+            Report::Resumed(kind) => {
+                self.interrupted.remove(&kind);
+                if self.interrupted.is_empty() && self.logged.take().is_some() {
+                    tracing::info!("the API server answers again");
+                }
+            }
+        }
+    }
+
+    /// Starts the clock of a Service that is seen for the first time without an address.
+    fn note_new(&mut self, change: &Change) {
+        match change {
+            Change::Service(key, view) => {
+                if view.is_load_balancer
+                    && view.ingress.is_empty()
+                    && view.condition().is_none()
+                    && self.core.is_synced()
+                {
+                    self.new.entry(key.clone()).or_insert_with(Instant::now);
+                } else {
+                    self.new.remove(key);
+                }
+            }
+            Change::Gone(Kind::Service, namespace, name, _) => {
+                self.new.remove(&ServiceKey::new(namespace, name));
+            }
+            Change::Namespace(..)
+            | Change::Node(..)
+            | Change::Pool(..)
+            | Change::L2Advertisement(..)
+            | Change::VirtualIp(..)
+            | Change::Gone(..)
+            | Change::Complete(..) => {}
+        }
+    }
+
+    fn ended(&mut self, outcome: Result<(Id, Outcome), JoinError>) {
+        let outcome = match outcome {
+            Ok((id, outcome)) => {
+                self.busy.remove(&id);
+                outcome
+            }
+            Err(error) => {
+                tracing::error!(%error, "a write ended abnormally");
+                if let Some(work) = self.busy.remove(&error.id()) {
+                    self.core.done(&work, false);
+                    self.retry(work);
+                }
+                return;
+            }
+        };
+        for (call, answer) in outcome.answers {
+            self.metrics.write(call, true);
+            self.learn(answer);
+        }
+        if let Some(answer) = outcome.reread {
+            self.learn(answer);
+        }
+        self.pools_changed();
+        let Some(stop) = outcome.stop else {
+            self.failures.remove(&outcome.work);
+            self.core.done(&outcome.work, false);
+            return;
+        };
+        self.metrics.write(stop.call, false);
+        let call = stop.call;
+        // A conflict is the ordinary way to learn that somebody else was first.
+        if stop.reread && !self.failures.contains_key(&outcome.work) {
+            tracing::debug!(
+                verb = call.verb,
+                resource = call.resource,
+                error = stop.error,
+                "refused; read again"
+            );
+            self.failures.insert(outcome.work.clone(), 0);
+            self.core.done(&outcome.work, true);
+            return;
+        }
+        let (service, address) = match &outcome.work {
+            Work::Service(key) => (Some(key.to_string()), None),
+            Work::Vip(ip) => (None, Some(ip.to_string())),
+        };
+        tracing::warn!(
+            service,
+            address,
+            verb = call.verb,
+            resource = call.resource,
+            error = stop.error,
+            "cannot write; trying again"
+        );
+        self.core.done(&outcome.work, false);
+        self.retry(outcome.work);
+    }
+
+    fn learn(&mut self, answer: Answer) {
+        match answer {
+            Answer::Change(change) => self.core.apply(change, self.now()),
+            Answer::Deleted(ip, uid) => {
+                tracing::info!(address = %ip, "released");
+                self.core.vip_deleted(ip, &uid, self.now());
+            }
+            Answer::Service { key, view, event } => {
+                if let Some(since) = self.new.remove(&key)
+                    && !view.ingress.is_empty()
+                {
+                    self.metrics.latency(since.elapsed());
+                }
+                if let Some((reason, note)) = event {
+                    let addresses: Vec<String> = view
+                        .status_addresses()
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect();
+                    let address = addresses.join(",");
+                    tracing::info!(service = %key, address, reason = reason.as_str(), "{note}");
+                    self.herald.service(&key, &view.version.uid, reason, &note);
+                }
+                self.core.service_written(&key, *view);
+            }
+        }
+    }
+
+    /// Puts `work` off, longer with each failure.
+    fn retry(&mut self, work: Work) {
+        let failures = self.failures.entry(work.clone()).or_default();
+        let (first, last) = RETRY;
+        let delay = first.saturating_mul(1 << (*failures).min(10)).min(last);
+        *failures = failures.saturating_add(1);
+        self.count += 1;
+        self.retries
+            .insert((Instant::now() + delay, self.count), work);
+    }
+
+    fn pools_changed(&mut self) {
+        if self.pools_due.is_none() {
+            self.pools_due = Some(Instant::now() + POOL_STATUS_DELAY);
+        }
+    }
+
+    fn next_timer(&self) -> Option<Instant> {
+        let retry = self.retries.keys().next().map(|(at, _)| *at);
+        let rest = self.core.next_deadline().map(|at| self.start + at);
+        [retry, rest, self.pools_due].into_iter().flatten().min()
+    }
+
+    fn on_timer(&mut self) {
+        let now = Instant::now();
+        while let Some(entry) = self.retries.first_entry()
+            && entry.key().0 <= now
+        {
+            let work = entry.remove();
+            self.core.requeue(work);
+        }
+        if self.pools_due.is_some_and(|due| due <= now) {
+            self.pools_due = None;
+            self.write_pools();
+        }
+    }
+
+    fn write_pools(&mut self) {
+        self.metrics.measure(&self.core);
+        if !self.core.is_synced() {
+            return;
+        }
+        if !self.pool_writer.is_empty() {
+            self.pools_changed();
+            return;
+        }
+        let patches = self.core.pool_patches();
+        if !patches.is_empty() {
+            let (client, namespace) = (self.client.clone(), self.namespace.clone());
+            self.pool_writer.spawn(publish::pools(
+                client,
+                namespace,
+                patches,
+                self.herald.clone(),
+            ));
+        }
+    }
+
+    fn log_interrupted(&mut self) {
+        let now = Instant::now();
+        if self.logged.is_some_and(|at| now < at + LOG_EVERY) {
+            return;
+        }
+        self.logged = Some(now);
+        let kinds: Vec<&str> = self.interrupted.keys().map(|kind| kind.as_str()).collect();
+        let error = self
+            .interrupted
+            .values()
+            .next()
+            .map(String::as_str)
+            .unwrap_or_default();
+        tracing::warn!(
+            kinds = kinds.join(","),
+            error,
+            "cannot watch the API server; trying again, and going on with what is known"
+        );
+    }
+
+    /// Says what is waited for. Once ready, it stays so: what runs does not depend on the API
+    /// server's being there.
+    fn tell_ready(&mut self) {
+        if self.was_ready {
+            return;
+        }
+        if self.core.is_synced() {
+            self.was_ready = true;
+            let census = self.core.census();
+            tracing::info!(
+                services = census.services,
+                virtual_ips = census.virtual_ips,
+                "everything is read; allocating"
+            );
+            self.waiting.send_replace(None);
+            return;
+        }
+        let parts: Vec<String> = self
+            .core
+            .unsynced()
+            .map(|kind| match self.interrupted.get(&kind) {
+                Some(error) => format!("{} ({error})", kind.as_str()),
+                None => kind.as_str().to_owned(),
+            })
+            .collect();
+        self.waiting
+            .send_replace(Some(format!("waiting to read: {}", parts.join(", "))));
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
