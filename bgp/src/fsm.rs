@@ -20,17 +20,18 @@
 //! lasted a minute. Each pause is jittered by 0.75 to 1.0.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
-
-use serde::{Deserialize, Serialize};
 
 use crate::config::PeerConfig;
 use crate::message::{Context, Family, Message, Notification, Open, RouteRefresh};
 use crate::reason::{DownReason, StopReason, TcpFailure};
 
+mod event;
 #[cfg(test)]
 mod tests;
+
+pub use self::event::{Input, Output, Session, State};
 
 /// "A large value" until the peer's OPEN has come (RFC 4271 section 8.2.2).
 const OPEN_HOLD: Duration = Duration::from_secs(4 * 60);
@@ -41,86 +42,6 @@ const STABLE: Duration = Duration::from_secs(60);
 /// No more than one KEEPALIVE a second (RFC 4271 section 4.4).
 const KEEPALIVE_MIN: Duration = Duration::from_secs(1);
 const SEND_HOLD_MIN: Duration = Duration::from_secs(8 * 60);
-
-/// The states of RFC 4271 section 8.2.2.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum State {
-    /// Not started, stopped, or pausing after a session that failed.
-    Idle,
-    /// A connection is being opened.
-    Connect,
-    /// Waiting for ConnectRetry.
-    Active,
-    /// Our OPEN is out.
-    OpenSent,
-    /// The peer's OPEN was good.
-    OpenConfirm,
-    /// Routes flow.
-    Established,
-}
-
-impl std::fmt::Display for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Debug::fmt(self, f)
-    }
-}
-
-/// What happens to the machine. Serialisable, so that a run can be recorded
-/// and replayed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Input {
-    /// ManualStart (event 1).
-    Start,
-    /// ManualStop (event 2).
-    Stop(StopReason),
-    /// Tcp_CR_Acked (event 16): connected from this address of ours.
-    TcpConnected(IpAddr),
-    /// TcpConnectionFails (event 18), in any state.
-    TcpFailed(TcpFailure),
-    /// A whole message (events 19, 25, 26, 27).
-    Received(Message),
-    /// Octets that are no message (events 21, 22, 28): the answer to them.
-    Malformed(Notification),
-    /// The connection took some of what was to be sent.
-    Written,
-    /// Time has passed (events 9, 10, 11, 13 and the send hold timer).
-    Tick,
-}
-
-/// What the machine wants done, in this order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Output {
-    /// Open a connection to the peer.
-    Connect,
-    /// Send this message after all earlier ones.
-    Send(Message),
-    /// Close the connection, or give up opening it; what is to be sent still
-    /// goes out if the peer takes it soon.
-    Close,
-    /// The session is up.
-    Up(Session),
-    /// It went down, or an attempt failed.
-    Down(DownReason),
-    /// The peer wants all routes of a family again (RFC 2918).
-    Refresh(Family),
-}
-
-/// What both sides settled.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Session {
-    /// Our address on the connection.
-    pub local: IpAddr,
-    /// The peer's AS.
-    pub peer_asn: u32,
-    /// The peer's BGP identifier.
-    pub peer_router_id: Ipv4Addr,
-    /// Negotiated hold time; `None`: off.
-    pub hold_time: Option<Duration>,
-    /// Families that both sides take.
-    pub families: Vec<Family>,
-    /// How messages are read and written.
-    pub context: Context,
-}
 
 /// A state with what can be known in it.
 #[derive(Debug, Clone)]

@@ -87,7 +87,10 @@ pub struct AdjRibOut {
     session: Option<RibSession>,
     /// What the peer has, as far as UPDATEs were built.
     sent: BTreeMap<IpNet, Arc<Attributes>>,
+    /// What the peer has and asked for once more.
+    again: BTreeSet<IpNet>,
     pending: BTreeMap<Change, BTreeSet<IpNet>>,
+    pending_count: usize,
     refused: BTreeMap<IpNet, Refusal>,
     refusals: BTreeMap<Refusal, usize>,
     end_of_rib: BTreeSet<Family>,
@@ -142,7 +145,7 @@ impl AdjRibOut {
     /// The change that `prefix` needs.
     fn change(&self, prefix: &IpNet) -> Option<Change> {
         match (self.wanted.get(prefix), self.sent.get(prefix)) {
-            (Some(wanted), Some(sent)) if wanted == sent => None,
+            (Some(wanted), Some(sent)) if wanted == sent && !self.again.contains(prefix) => None,
             (Some(wanted), _) => Some(Change::Announce(family(prefix), Arc::clone(wanted))),
             (None, Some(_)) => Some(Change::Withdraw(family(prefix))),
             (None, None) => None,
@@ -165,7 +168,7 @@ impl AdjRibOut {
             .chain([Change::Withdraw(family(prefix))])
         {
             if let Some(prefixes) = self.pending.get_mut(&change) {
-                prefixes.remove(prefix);
+                self.pending_count -= usize::from(prefixes.remove(prefix));
                 if prefixes.is_empty() {
                     self.pending.remove(&change);
                 }
@@ -177,8 +180,13 @@ impl AdjRibOut {
         if self.session.is_some()
             && let Some(change) = self.change(&prefix)
         {
-            self.pending.entry(change).or_default().insert(prefix);
+            self.push(change, prefix);
         }
+    }
+
+    fn push(&mut self, change: Change, prefix: IpNet) {
+        let new = self.pending.entry(change).or_default().insert(prefix);
+        self.pending_count += usize::from(new);
     }
 
     /// A session is up: everything is to be sent, then End-of-RIB for each
@@ -195,8 +203,10 @@ impl AdjRibOut {
     pub fn close(&mut self) {
         self.session = None;
         self.pending.clear();
+        self.pending_count = 0;
         self.refused.clear();
         self.refusals.clear();
+        self.again.clear();
         self.end_of_rib.clear();
         for (_, attributes) in std::mem::take(&mut self.sent) {
             self.forget(Some(attributes));
@@ -215,9 +225,7 @@ impl AdjRibOut {
             .map(|(prefix, _)| *prefix)
             .collect();
         for prefix in prefixes {
-            self.unqueue(&prefix);
-            let old = self.sent.remove(&prefix);
-            self.forget(old);
+            self.again.insert(prefix);
             self.queue(prefix);
         }
     }
@@ -226,10 +234,12 @@ impl AdjRibOut {
     /// everything.
     pub fn next_update(&mut self) -> Option<Update> {
         while let Some((change, mut prefixes)) = self.pending.pop_first() {
+            self.pending_count -= prefixes.len();
             let update = match &change {
                 Change::Withdraw(family) => Some(take(MAX_LEN - frame_len(*family), &mut prefixes))
                     .map(|gone| {
                         for prefix in &gone {
+                            self.again.remove(prefix);
                             let old = self.sent.remove(prefix);
                             self.forget(old);
                         }
@@ -238,6 +248,7 @@ impl AdjRibOut {
                 Change::Announce(family, attributes) => match self.build(*family, attributes) {
                     Ok((update, room)) => Some(take(room, &mut prefixes)).map(|new| {
                         for prefix in &new {
+                            self.again.remove(prefix);
                             let old = self.sent.insert(*prefix, Arc::clone(attributes));
                             self.forget(old);
                         }
@@ -250,6 +261,7 @@ impl AdjRibOut {
                 },
             };
             if !prefixes.is_empty() {
+                self.pending_count += prefixes.len();
                 self.pending.insert(change, prefixes);
             }
             if update.is_some() {
@@ -264,8 +276,7 @@ impl AdjRibOut {
     fn refuse(&mut self, prefixes: BTreeSet<IpNet>, refusal: Refusal) {
         for prefix in prefixes {
             if self.sent.contains_key(&prefix) {
-                let change = Change::Withdraw(family(&prefix));
-                self.pending.entry(change).or_default().insert(prefix);
+                self.push(Change::Withdraw(family(&prefix)), prefix);
             }
             self.refused.insert(prefix, refusal);
             *self.refusals.entry(refusal).or_default() += 1;
@@ -340,7 +351,7 @@ impl AdjRibOut {
 
     /// Changes that wait for [`AdjRibOut::next_update`].
     pub fn pending(&self) -> usize {
-        self.pending.values().map(BTreeSet::len).sum()
+        self.pending_count
     }
 
     /// Routes that cannot be sent, by reason.

@@ -23,6 +23,7 @@
     allow(
         clippy::indexing_slicing,
         clippy::arithmetic_side_effects,
+        clippy::panic,
         reason = "tests may panic"
     )
 )]

@@ -154,7 +154,7 @@ impl Update {
             (2, 1) => {
                 self.unreach = Some(Unreach {
                     prefixes: prefix::read_all(prefixes)?,
-                })
+                });
             }
             _ => {}
         }

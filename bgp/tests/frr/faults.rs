@@ -88,7 +88,10 @@ fn a_router_that_no_longer_hears_us_drops_our_routes_at_the_hold_time() {
     // We hear its NOTIFICATION, or its own timer's silence, whatever comes first:
     // its kernel holds small segments back while ours are not acknowledged.
     let reason = status.last_error.unwrap();
-    assert!(reason.to_lowercase().contains("hold timer expired"), "{reason}");
+    assert!(
+        reason.to_lowercase().contains("hold timer expired"),
+        "{reason}"
+    );
 }
 
 #[test]
@@ -123,7 +126,10 @@ fn a_wrong_as_is_named_and_tried_again_ever_more_slowly() {
         let fields = ["bgp.notify.major_error", "bgp.notify.minor_error_open"];
         let filter = format!("ip.src == {NODE} && bgp.type == 3");
         let seen = capture.read(&filter, &fields)?;
-        ensure!(seen.len() >= 3 && seen.iter().all(|line| line == "2\t2"), "{seen:?}");
+        ensure!(
+            seen.len() >= 3 && seen.iter().all(|line| line == "2\t2"),
+            "{seen:?}"
+        );
         Ok(())
     });
 }
