@@ -40,7 +40,7 @@ pub(crate) async fn serve(
         match tokio::net::TcpListener::bind(listen).await {
             Ok(listener) => break listener,
             Err(error) => {
-                tracing::warn!(%listen, %error, "cannot listen for health and metrics; trying again")
+                tracing::warn!(%listen, %error, "cannot listen for health and metrics; trying again");
             }
         }
         tokio::select! {

@@ -308,6 +308,10 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "json! reads better without a & before it"
+    )]
     fn view(spec: Value, annotations: Value) -> ServiceView {
         let service = json!({
             "metadata": { "namespace": "default", "name": "web", "annotations": annotations },

@@ -16,7 +16,7 @@ impl Core {
         self.now = now;
         match change {
             Change::Service(key, view) => self.apply_service(key, *view),
-            Change::Namespace(name, labels) => self.apply_namespace(name, labels),
+            Change::Namespace(name, labels) => self.apply_namespace(&name, labels),
             Change::Node(name, view) => {
                 if self.nodes.get(&name) != Some(&view) {
                     self.nodes.insert(name, view);
@@ -36,7 +36,7 @@ impl Core {
             }
             Change::VirtualIp(ip, view) => self.apply_vip(ip, *view),
             Change::Gone(kind, namespace, name, uid) => {
-                self.gone(kind, &namespace, &name, Some(&uid))
+                self.gone(kind, &namespace, &name, Some(&uid));
             }
             Change::Complete(kind, present) => self.complete(kind, &present),
         }
@@ -81,11 +81,11 @@ impl Core {
         }
     }
 
-    fn apply_namespace(&mut self, name: String, labels: Labels) {
-        if self.namespaces.get(&name) == Some(&labels) {
+    fn apply_namespace(&mut self, name: &str, labels: Labels) {
+        if self.namespaces.get(name) == Some(&labels) {
             return;
         }
-        self.namespaces.insert(name.clone(), labels);
+        self.namespaces.insert(name.to_owned(), labels);
         // Who holds an address keeps it; who waits may be served now.
         let waiting: Vec<ServiceKey> = self
             .refused

@@ -1,5 +1,9 @@
 //! The core against a model of the API server: one that keeps versions, refuses what conflicts,
 //! may fail before or after a write, and tells the core with a delay.
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "json! reads better without a & before it"
+)]
 
 mod cluster;
 mod faults;
