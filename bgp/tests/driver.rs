@@ -91,7 +91,7 @@ impl Scripted {
     fn receive(&mut self) -> Result<Message> {
         loop {
             if let Some(message) = self.decoder.next(CONTEXT) {
-                return Ok(message.map_err(|error| anyhow::anyhow!("we sent nonsense: {error}"))?);
+                return message.map_err(|error| anyhow::anyhow!("we sent nonsense: {error}"));
             }
             let mut octets = [0; 4096];
             let count = self.stream.read(&mut octets)?;

@@ -1,6 +1,8 @@
 //! Routes come and go as the router sees it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
@@ -8,6 +10,8 @@ use bellrock_bgp::{Attributes, Peer, PeerAsn, Refusal, State, StopReason};
 use bellrock_e2e::frr::Frr;
 use bellrock_e2e::netns::{Netns, as_root, veth, wait_for};
 use ipnet::IpNet;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::lab::*;
 
@@ -185,7 +189,7 @@ fn wireshark_decodes_all_that_we_send_and_finds_nothing_malformed() {
         ("64512".into(), "7".into()),
         "{updates:?}"
     );
-    assert_eq!(columns(8), "4294967041", "NO_EXPORT: {updates:?}");
+    assert_eq!(columns(8), "0xffffff01", "NO_EXPORT: {updates:?}");
     assert_eq!(columns(9), "198.51.100.128", "{updates:?}");
 }
 
@@ -347,7 +351,11 @@ fn ten_thousand_addresses_take_thirteen_updates() {
     lab.runtime.block_on(peer.change(routes));
     let sent = wait_status(&peer, "all sent", |status| status.prefixes_sent == 10_000);
     let sent_after = start.elapsed();
-    wait_for("all in FRR", LONG, || Ok(ensure!(count()? == 10_000)));
+    wait_for("all in FRR", LONG, || {
+        let count = count()?;
+        ensure!(count == 10_000, "{count}");
+        Ok(())
+    });
     let received_after = start.elapsed();
     let updates = sent.messages_sent.update - before.messages_sent.update;
     println!(
@@ -358,7 +366,11 @@ fn ten_thousand_addresses_take_thirteen_updates() {
     let start = Instant::now();
     lab.runtime
         .block_on(peer.change(prefixes.iter().map(|prefix| (*prefix, None)).collect()));
-    wait_for("all gone from FRR", LONG, || Ok(ensure!(count()? == 0)));
+    wait_for("all gone from FRR", LONG, || {
+        let count = count()?;
+        ensure!(count == 0, "{count}");
+        Ok(())
+    });
     let after = wait_status(&peer, "all withdrawn", |status| status.prefixes_sent == 0);
     let updates = after.messages_sent.update - sent.messages_sent.update;
     println!(
@@ -368,6 +380,65 @@ fn ten_thousand_addresses_take_thirteen_updates() {
     assert!(updates <= 13, "{updates} UPDATEs");
     wait_for("the kernel's routes gone", Duration::from_secs(120), || {
         let left = kernel(&lab.router)?.len();
-        Ok(ensure!(left == 0, "{left} routes"))
+        ensure!(left == 0, "{left} routes");
+        Ok(())
     });
+}
+
+#[test]
+fn the_example_announces_until_ctrl_c_and_says_goodbye() {
+    if !as_root() {
+        return;
+    }
+    let lab = lab();
+    let frr = frr(&lab);
+    let own = std::env::current_exe().unwrap();
+    let example = own.ancestors().nth(2).unwrap().join("examples/announce");
+    let mut child = lab
+        .node
+        .command(example.to_str().unwrap())
+        .args([
+            "--peer",
+            ROUTER,
+            "--source",
+            NODE,
+            "--local-asn",
+            "64512",
+            "--peer-asn",
+            "64513",
+        ])
+        .args([
+            "--prefix",
+            "198.51.100.0/31",
+            "--count",
+            "2",
+            "--community",
+            "64512:7",
+        ])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_kernel(&lab.router, &["198.51.100.0/31", "198.51.100.2/31"]);
+    assert_eq!(
+        path(&frr, "198.51.100.2/31")["community"]["string"],
+        "64512:7"
+    );
+    let pid = Pid::from_raw(child.id().try_into().unwrap());
+    kill(pid, Signal::SIGINT).unwrap();
+    assert!(child.wait().unwrap().success());
+    let mut said = String::new();
+    child
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut said)
+        .unwrap();
+    assert!(said.contains("Established: 2 of 2 prefixes sent"), "{said}");
+    assert!(said.ends_with("session ended\n"), "{said}");
+    wait_kernel(&lab.router, &[]);
+    let neighbor = neighbor(&frr, NODE);
+    assert_eq!(
+        neighbor["lastNotificationReason"], "Cease/Administrative Shutdown",
+        "{neighbor}"
+    );
 }
