@@ -44,6 +44,18 @@ impl KubeProxy {
     }
 }
 
+impl KubeProxy {
+    /// The program that it drives the kernel with, and its package; empty if
+    /// none.
+    pub(crate) const fn tool(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Nftables => ("nft", "nftables"),
+            Self::Iptables => ("iptables", "iptables"),
+            Self::None => ("", ""),
+        }
+    }
+}
+
 impl std::str::FromStr for KubeProxy {
     type Err = String;
 

@@ -22,7 +22,7 @@ use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::core::v1::{Node, ServiceAccount};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config, ResourceExt};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::runtime::Runtime;
 
 use crate::bellrock::Installed;
@@ -30,20 +30,18 @@ use crate::capture::Capture;
 use crate::cluster::{API_PORT, Cluster, KubeProxy};
 use crate::frr::Frr;
 use crate::ground::{self, Ground};
-use crate::netns::{Netns, veth};
+use crate::netns::Netns;
 use crate::parts::{self, Part};
 use crate::probe;
 use crate::process::{Process, Task};
 use crate::relay::Relay;
-use crate::topology::{End, Role, Topology};
+use crate::topology::{Role, Topology};
+use crate::wiring::{addresses, wire};
 
-/// The image whose containers are the lab's echo server, with the container's
-/// arguments. Containers of other images run it without.
-pub const ECHO: &str = "bellrock-lab/echo";
-
-const BRIDGE: &str = "br0";
 /// How long the parts of a lab may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+pub use crate::pods::{ECHO, PodPlace, deployment, service};
 
 /// Gets a line at each step of a lab's start.
 pub type Say = Arc<dyn Fn(&str) + Send + Sync>;
@@ -115,7 +113,7 @@ impl Lab {
     /// Builds what is missing, starts everything and waits until all nodes are
     /// Ready. Must not be called from inside an async runtime.
     pub fn up(options: &Options) -> Result<Self> {
-        parts::check_tools()?;
+        parts::check_tools(options.kube_proxy)?;
         let topology = Topology::load(&options.topology)?;
         parts::ensure(&Part::ALL, &*options.say)?;
         ground::sweep()?;
@@ -410,79 +408,6 @@ impl Lab {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Runs a Deployment of echo pods labelled `app=NAME` and waits until all
-    /// are available. `args` are the echo server's, such as `--drain=3`.
-    pub fn deploy(&self, name: &str, replicas: u32, args: &[&str]) -> Result<()> {
-        self.apply(&deployment(name, replicas, args).to_string())?;
-        self.until("the pods are ready", PATIENCE, || {
-            let object = self.kubectl_json(&["get", "deployment", name])?;
-            let status = &object["status"];
-            let count = |field: &str| status[field].as_u64().unwrap_or(0);
-            ensure!(
-                status["observedGeneration"] == object["metadata"]["generation"]
-                    && count("availableReplicas") == u64::from(replicas)
-                    && count("updatedReplicas") == u64::from(replicas)
-                    && count("replicas") == u64::from(replicas),
-                "{name}: {status}"
-            );
-            Ok(())
-        })
-    }
-
-    /// The running pods with a label `app=NAME`: name, node, address.
-    pub fn pods(&self, app: &str) -> Result<Vec<PodPlace>> {
-        let selector = format!("app={app}");
-        let list = self.kubectl_json(&["get", "pods", "-l", &selector])?;
-        list["items"]
-            .as_array()
-            .context("no items")?
-            .iter()
-            .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null())
-            .map(|pod| {
-                let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-                Ok(PodPlace {
-                    name: text(&pod["metadata"]["name"]),
-                    node: text(&pod["spec"]["nodeName"]),
-                    address: text(&pod["status"]["podIP"]).parse()?,
-                })
-            })
-            .collect()
-    }
-
-    /// Pulls the cable of a host's `eth1` out of the switch: the host sees
-    /// only silence.
-    pub fn cut(&self, host: &str) -> Result<()> {
-        let port = self.port(host)?;
-        self.host(&port.node)
-            .sh(&format!("ip link set {} nomaster", port.interface))?;
-        Ok(())
-    }
-
-    /// Plugs it in again.
-    pub fn heal(&self, host: &str) -> Result<()> {
-        let port = self.port(host)?;
-        self.host(&port.node).sh(&format!(
-            "ip link set {0} up && ip link set {0} master {BRIDGE}",
-            port.interface
-        ))?;
-        Ok(())
-    }
-
-    /// Takes the link of a host's `eth1` down at the switch: the host sees its
-    /// carrier go. [`Lab::heal`] brings it back.
-    pub fn link_down(&self, host: &str) -> Result<()> {
-        let port = self.port(host)?;
-        self.host(&port.node)
-            .sh(&format!("ip link set {} down", port.interface))?;
-        Ok(())
-    }
-
-    fn port(&self, host: &str) -> Result<&End> {
-        self.topology
-            .switch_port(host)
-            .with_context(|| format!("{host} is not on a switch"))
-    }
-
     /// Captures on a host. The filter is `pcap-filter(7)`'s.
     pub fn capture(&self, host: &str, device: &str, filter: &str) -> Result<Capture> {
         Capture::start(self.host(host), device, filter)
@@ -519,75 +444,6 @@ impl Drop for Lab {
         }
         self.ground.teardown();
     }
-}
-
-/// Where a pod is.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct PodPlace {
-    /// Its name.
-    pub name: String,
-    /// Its node.
-    pub node: String,
-    /// Its address.
-    pub address: IpAddr,
-}
-
-/// A Deployment of echo pods labelled `app=NAME`, with the ports that the echo
-/// server has by default.
-pub fn deployment(name: &str, replicas: u32, args: &[&str]) -> Value {
-    json!({
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": {"name": name, "namespace": "default"},
-        "spec": {
-            "replicas": replicas,
-            "selector": {"matchLabels": {"app": name}},
-            "template": {
-                "metadata": {"labels": {"app": name}},
-                "spec": {
-                    "terminationGracePeriodSeconds": 10,
-                    "topologySpreadConstraints": [{
-                        "maxSkew": 1,
-                        "topologyKey": "kubernetes.io/hostname",
-                        "whenUnsatisfiable": "ScheduleAnyway",
-                        "labelSelector": {"matchLabels": {"app": name}},
-                    }],
-                    "containers": [{
-                        "name": "echo",
-                        "image": ECHO,
-                        "args": args,
-                        "ports": [
-                            {"name": "http", "containerPort": 8080, "protocol": "TCP"},
-                            {"name": "udp", "containerPort": 8080, "protocol": "UDP"},
-                            {"name": "stream", "containerPort": 8081, "protocol": "TCP"},
-                        ],
-                    }],
-                },
-            },
-        },
-    })
-}
-
-/// A Service for such pods: HTTP on 80, UDP on 80, the stream port on 81.
-/// `spec` adds to its spec, or replaces parts of it.
-pub fn service(name: &str, app: &str, spec: &Value) -> Value {
-    let mut service = json!({
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": name, "namespace": "default"},
-        "spec": {
-            "selector": {"app": app},
-            "ports": [
-                {"name": "http", "port": 80, "targetPort": 8080, "protocol": "TCP"},
-                {"name": "udp", "port": 80, "targetPort": 8080, "protocol": "UDP"},
-                {"name": "stream", "port": 81, "targetPort": 8081, "protocol": "TCP"},
-            ],
-        },
-    });
-    for (key, value) in spec.as_object().into_iter().flatten() {
-        service["spec"][key] = value.clone();
-    }
-    service
 }
 
 /// The lab's own program: this one, or the one built beside it.
@@ -640,70 +496,6 @@ impl<'a> Steps<'a> {
         (self.say)(&format!("{step:<32} {took:5.1} s"));
         self.last = now;
     }
-}
-
-/// Makes the hosts, their cables, and runs their `exec` lines.
-fn wire(ground: &Ground, topology: &Topology) -> Result<BTreeMap<String, Netns>> {
-    let mut hosts = BTreeMap::new();
-    for (name, node) in &topology.nodes {
-        let host = Netns::named(&ground.netns(name))?;
-        match node.role {
-            Role::Switch => host.bridge(BRIDGE)?,
-            Role::Node | Role::Router => {
-                host.sh(
-                    "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0 \
-                     net.ipv4.conf.default.rp_filter=0",
-                )?;
-            }
-            Role::Client | Role::ControlPlane => {}
-        }
-        hosts.insert(name.clone(), host);
-    }
-    for link in &topology.links {
-        let (a, b) = (&link.a, &link.b);
-        veth(&hosts[&a.node], &a.interface, &hosts[&b.node], &b.interface)?;
-        for end in [a, b] {
-            if topology.nodes[&end.node].role == Role::Switch {
-                hosts[&end.node].sh(&format!("ip link set {} master {BRIDGE}", end.interface))?;
-            }
-        }
-    }
-    for (name, node) in &topology.nodes {
-        // Addresses first: routes of a group come before its nodes' own lines.
-        let (addresses, rest): (Vec<_>, Vec<_>) = node
-            .exec
-            .iter()
-            .partition(|line| line.starts_with("ip addr "));
-        let lines: Vec<&str> = addresses
-            .into_iter()
-            .chain(rest)
-            .map(String::as_str)
-            .collect();
-        if !lines.is_empty() {
-            hosts[name].sh(&lines.join("\n"))?;
-        }
-    }
-    Ok(hosts)
-}
-
-/// The first IPv4 address of each host's `eth1`, as the kernel has it.
-fn addresses(
-    hosts: &BTreeMap<String, Netns>,
-    topology: &Topology,
-) -> Result<BTreeMap<String, Ipv4Addr>> {
-    let mut addresses = BTreeMap::new();
-    for (name, node) in &topology.nodes {
-        if node.role == Role::Switch {
-            continue;
-        }
-        let text = hosts[name].sh("ip -j -4 addr show dev eth1")?;
-        let shown: Value = serde_json::from_str(&text)?;
-        let address = shown[0]["addr_info"][0]["local"]
-            .as_str()
-            .with_context(|| format!("{name} has no IPv4 address on eth1"))?;
-        addresses.insert(name.clone(), address.parse()?);
-    }
-    Ok(addresses)
 }
 
 async fn client(kubeconfig: &Path) -> Result<Client> {

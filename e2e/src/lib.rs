@@ -15,9 +15,13 @@
 pub mod agent;
 #[cfg(feature = "lab")]
 pub mod bellrock;
+#[cfg(feature = "lab")]
+pub mod bench;
 pub mod capture;
 #[cfg(feature = "lab")]
 pub mod cluster;
+#[cfg(feature = "lab")]
+mod container;
 #[cfg(feature = "lab")]
 pub mod demo;
 #[cfg(feature = "lab")]
@@ -34,6 +38,8 @@ pub mod observe;
 pub mod parts;
 #[cfg(feature = "lab")]
 pub mod pki;
+#[cfg(feature = "lab")]
+pub mod pods;
 pub mod probe;
 pub mod process;
 #[cfg(feature = "lab")]
@@ -42,3 +48,5 @@ mod relay;
 pub mod suite;
 #[cfg(feature = "lab")]
 pub mod topology;
+#[cfg(feature = "lab")]
+mod wiring;

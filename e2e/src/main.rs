@@ -19,7 +19,7 @@ use bellrock_e2e::cluster::KubeProxy;
 use bellrock_e2e::lab::{Lab, Options, default_topology, lab_program};
 use bellrock_e2e::parts::{self, Part};
 use bellrock_e2e::topology::Role;
-use bellrock_e2e::{agent, demo, echo, ground, probe};
+use bellrock_e2e::{agent, bench, demo, echo, ground, probe, suite};
 use clap::{Parser, Subcommand};
 
 /// A Kubernetes cluster on this machine: nodes, clients and routers are
@@ -55,6 +55,8 @@ enum Subject {
         #[arg(long, value_name = "PROGRAM", value_parser = known_part)]
         path: Option<Part>,
     },
+    /// Measure the whole path: times, memory, pulled cables
+    Bench(bench::Args),
     /// Probe an echo server by UDP and report when it did not answer
     ///
     /// Sends a datagram every 10 ms, each from a fresh source port, until
@@ -130,6 +132,7 @@ fn main() -> ExitCode {
             };
             measure(server, seconds, pace, json)
         }
+        Subject::Bench(args) => bench::run(&args),
         Subject::Agent(args) => agent::run(args),
         Subject::Echo(args) => echo::run(args),
     };
@@ -153,7 +156,10 @@ fn attached(up: &Up) -> Result<()> {
     let lab = Lab::up(&options)?;
     if up.bellrock {
         let installing = Instant::now();
-        let installed = lab.install("").and_then(|()| lab.start_bellrock());
+        let installed = lab
+            .install("")
+            .and_then(|()| lab.apply(&suite::configuration()))
+            .and_then(|_| lab.start_bellrock());
         if installed.is_err() {
             lab.keep_logs();
         }

@@ -18,7 +18,11 @@ use crate::lab::{Lab, program};
 /// The external address in a Service's status.
 pub fn external_address(service: &Service) -> Option<Ipv4Addr> {
     let status = service.status.as_ref()?.load_balancer.as_ref()?;
-    status.ingress.as_ref()?.iter().find_map(|ingress| ingress.ip.as_ref()?.parse().ok())
+    status
+        .ingress
+        .as_ref()?
+        .iter()
+        .find_map(|ingress| ingress.ip.as_ref()?.parse().ok())
 }
 
 impl Lab {
@@ -64,10 +68,14 @@ impl Lab {
 
     /// Waits until a Service of the default namespace has an address.
     pub fn address_of_service(&self, name: &str) -> Result<Ipv4Addr> {
-        self.until("the Service has an address", Duration::from_secs(30), || {
-            let service = self.block_on(self.services().get(name))?;
-            external_address(&service).with_context(|| format!("{name} has none"))
-        })
+        self.until(
+            "the Service has an address",
+            Duration::from_secs(30),
+            || {
+                let service = self.block_on(self.services().get(name))?;
+                external_address(&service).with_context(|| format!("{name} has none"))
+            },
+        )
     }
 
     /// The hardware address of a host's `eth1`.
@@ -78,7 +86,11 @@ impl Lab {
 
     /// The node whose hardware address a client has in its neighbour table.
     pub fn neighbour(&self, client: &str, address: Ipv4Addr) -> Result<String> {
-        let entries = json(&self.host(client).sh(&format!("ip -j neigh show {address}"))?)?;
+        let entries = json(
+            &self
+                .host(client)
+                .sh(&format!("ip -j neigh show {address}"))?,
+        )?;
         let mac = text(&entries[0]["lladdr"])
             .with_context(|| format!("{client} has no entry for {address}"))?;
         for node in self.nodes() {
@@ -91,7 +103,9 @@ impl Lab {
 
     /// The nodes from which FRR has a valid path for `address`/32.
     pub fn bgp_paths(&self, router: &str, address: Ipv4Addr) -> Result<BTreeSet<String>> {
-        let shown = self.frr(router).json(&format!("show bgp ipv4 unicast {address}/32 json"))?;
+        let shown = self
+            .frr(router)
+            .json(&format!("show bgp ipv4 unicast {address}/32 json"))?;
         let hops = shown["paths"].as_array().into_iter().flatten();
         let hops = hops
             .filter(|path| path["valid"].as_bool() == Some(true))
@@ -101,18 +115,29 @@ impl Lab {
 
     /// The nodes that the router's kernel sends packets for `address` to.
     pub fn kernel_paths(&self, router: &str, address: Ipv4Addr) -> Result<BTreeSet<String>> {
-        let shown = json(&self.host(router).sh(&format!("ip -j route show {address}/32"))?)?;
+        let shown = json(
+            &self
+                .host(router)
+                .sh(&format!("ip -j route show {address}/32"))?,
+        )?;
         let route = &shown[0];
         let several = route["nexthops"].as_array().into_iter().flatten();
-        let hops = several.chain([route]).filter_map(|hop| text(&hop["gateway"]));
+        let hops = several
+            .chain([route])
+            .filter_map(|hop| text(&hop["gateway"]));
         self.node_names(hops)
     }
 
     fn node_names(&self, hops: impl Iterator<Item = String>) -> Result<BTreeSet<String>> {
-        let names: BTreeMap<String, &str> =
-            self.nodes().into_iter().map(|node| (self.address(node).to_string(), node)).collect();
+        let names: BTreeMap<String, &str> = self
+            .nodes()
+            .into_iter()
+            .map(|node| (self.address(node).to_string(), node))
+            .collect();
         hops.map(|hop| {
-            let name = names.get(&hop).with_context(|| format!("next hop {hop} is no node"))?;
+            let name = names
+                .get(&hop)
+                .with_context(|| format!("next hop {hop} is no node"))?;
             Ok((*name).to_owned())
         })
         .collect()
@@ -123,10 +148,15 @@ impl Lab {
     pub fn until_routed(&self, router: &str, address: Ipv4Addr, nodes: &[&str]) -> Result<()> {
         let wanted: BTreeSet<String> = nodes.iter().map(|node| (*node).to_owned()).collect();
         self.until("the router has the paths", Duration::from_secs(30), || {
-            let (bgp, kernel) =
-                (self.bgp_paths(router, address)?, self.kernel_paths(router, address)?);
+            let (bgp, kernel) = (
+                self.bgp_paths(router, address)?,
+                self.kernel_paths(router, address)?,
+            );
             ensure!(bgp == wanted, "FRR has paths from {bgp:?}, not {wanted:?}");
-            ensure!(kernel == wanted, "the kernel has next hops {kernel:?}, not {wanted:?}");
+            ensure!(
+                kernel == wanted,
+                "the kernel has next hops {kernel:?}, not {wanted:?}"
+            );
             Ok(())
         })
     }
@@ -139,12 +169,18 @@ impl Lab {
         let ours = listed["nftables"].as_array().into_iter().flatten();
         let ours: Vec<&Value> = ours
             .filter(|item| {
-                item.as_object().into_iter().flatten().any(|(kind, object)| {
-                    object["table"] == "bellrock" || (kind == "table" && object["name"] == "bellrock")
-                })
+                item.as_object()
+                    .into_iter()
+                    .flatten()
+                    .any(|(kind, object)| {
+                        object["table"] == "bellrock"
+                            || (kind == "table" && object["name"] == "bellrock")
+                    })
             })
             .collect();
-        Ok((!ours.is_empty()).then(|| serde_json::to_string(&ours)).transpose()?)
+        Ok((!ours.is_empty())
+            .then(|| serde_json::to_string(&ours))
+            .transpose()?)
     }
 
     /// Whether a node's forwarding table mentions an address.

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
+use crate::cluster::KubeProxy;
 use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
 
@@ -249,9 +250,11 @@ fn go() -> Result<Command> {
 }
 
 /// Checks that the programs of the distribution that a lab uses are there.
-pub fn check_tools() -> Result<()> {
+pub fn check_tools(proxy: KubeProxy) -> Result<()> {
     let needed = [
+        proxy.tool(),
         ("ip", "iproute2"),
+        ("nsenter", "util-linux"),
         ("setpriv", "util-linux"),
         ("sysctl", "procps"),
         ("vtysh", "frr"),
@@ -266,7 +269,7 @@ pub fn check_tools() -> Result<()> {
     };
     let missing: Vec<&str> = needed
         .into_iter()
-        .filter(|(program, _)| !has(program))
+        .filter(|(program, _)| !program.is_empty() && !has(program))
         .map(|(_, package)| package)
         .collect();
     ensure!(

@@ -14,7 +14,10 @@ use crate::lab::Lab;
 pub const NAMESPACE: &str = "bellrock-system";
 
 /// Addresses of the segment that no host has.
-pub const POOL: Pool = Pool { first: Ipv4Addr::new(10, 10, 0, 100), last: Ipv4Addr::new(10, 10, 0, 179) };
+pub const POOL: Pool = Pool {
+    first: Ipv4Addr::new(10, 10, 0, 100),
+    last: Ipv4Addr::new(10, 10, 0, 179),
+};
 
 /// A range of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +51,11 @@ pub fn configuration() -> String {
         })
     };
     let objects = [
-        object("IPAddressPool", "lab", json!({ "addresses": [POOL.to_string()] })),
+        object(
+            "IPAddressPool",
+            "lab",
+            json!({ "addresses": [POOL.to_string()] }),
+        ),
         object("L2Advertisement", "lab", json!({})),
         object("BGPAdvertisement", "lab", json!({})),
         object(

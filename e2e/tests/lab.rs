@@ -172,6 +172,20 @@ fn pods_answer_through_kube_proxy_from_inside_and_outside() {
 }
 
 #[test]
+fn kube_proxy_carries_node_ports_in_its_iptables_mode_too() {
+    let _turn = alone();
+    let lab = up(KubeProxy::Iptables);
+    lab.deploy("web", 2, &[]).unwrap();
+    let spec = json!({"type": "NodePort"});
+    lab.apply(&service("web", "web", &spec).to_string())
+        .unwrap();
+    let (port, node) = (node_port(&lab, "web", "http"), lab.address("n1"));
+    everyone_answers(&lab, "web", || Ok(lab.http("c1", node, port)?.pod));
+    let rules = lab.host("n1").sh("iptables-save -t nat").unwrap();
+    assert!(rules.contains("KUBE-SERVICES"), "{rules}");
+}
+
+#[test]
 fn a_pod_serves_while_it_terminates_and_a_crashed_one_comes_back() {
     let _turn = alone();
     let lab = up(KubeProxy::None);

@@ -171,7 +171,7 @@ impl Sandbox {
         let ours = container.filter(|c| {
             c.image
                 .as_deref()
-                .is_some_and(|image| image.starts_with(crate::lab::ECHO))
+                .is_some_and(|image| image.starts_with(crate::pods::ECHO))
         });
         let mut command = Command::new("ip");
         command

@@ -24,7 +24,11 @@ pub fn run(args: &Args) -> Result<()> {
     let mut screen = Screen::new();
     screen.chapter("A cluster: etcd, kube-apiserver, three nodes, an FRR router, two clients");
     let say = screen.progress();
-    let options = Options { keep_logs: args.keep_logs, say, ..Options::default() };
+    let options = Options {
+        keep_logs: args.keep_logs,
+        say,
+        ..Options::default()
+    };
     let lab = Lab::up(&options)?;
     let told = story::tell(&lab, &mut screen, args.without_speaker.as_deref());
     if let Err(error) = told {

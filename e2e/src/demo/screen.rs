@@ -17,7 +17,10 @@ pub(super) struct Screen {
 
 impl Screen {
     pub(super) fn new() -> Self {
-        Self { checks: 0, start: Instant::now() }
+        Self {
+            checks: 0,
+            start: Instant::now(),
+        }
     }
 
     /// A new part of the story.

@@ -31,20 +31,33 @@ fn install(lab: &Lab, screen: &mut Screen, without: Option<&str>) -> Result<()> 
     screen.chapter("Bellrock: the chart rendered by helm, its processes with the chart's rights");
     lab.install("")?;
     lab.apply(&configuration())?;
-    let speakers: Vec<&str> =
-        lab.nodes().into_iter().filter(|node| Some(*node) != without).collect();
+    let speakers: Vec<&str> = lab
+        .nodes()
+        .into_iter()
+        .filter(|node| Some(*node) != without)
+        .collect();
     screen.check("controller and speakers are ready", || {
         let start = Instant::now();
         lab.start_controller()?;
         for node in &speakers {
             lab.start_speaker(node)?;
         }
-        Ok(((), format!("{} of them after {}", speakers.len() + 1, ms(start.elapsed()))))
+        Ok((
+            (),
+            format!(
+                "{} of them after {}",
+                speakers.len() + 1,
+                ms(start.elapsed())
+            ),
+        ))
     })?;
     lab.deploy("web", 2, &[])?;
     let pods = lab.pods("web")?;
     let places: Vec<&str> = pods.iter().map(|pod| pod.node.as_str()).collect();
-    screen.note(&format!("two pods answer HTTP and UDP, on {}", places.join(" and ")));
+    screen.note(&format!(
+        "two pods answer HTTP and UDP, on {}",
+        places.join(" and ")
+    ));
     Ok(())
 }
 
@@ -55,12 +68,18 @@ fn by_arp(lab: &Lab, screen: &mut Screen) -> Result<Ipv4Addr> {
     let start = Instant::now();
     let address = screen.check("the API server shows an address", || {
         let (address, took) = lab.create_service(&manifest)?;
-        ensure!(POOL.contains(&address), "{address} is not in the pool {POOL}");
+        ensure!(
+            POOL.contains(&address),
+            "{address} is not in the pool {POOL}"
+        );
         Ok((address, format!("{address} after {}", ms(took))))
     })?;
     screen.check("the first HTTP answer on the segment", || {
         let answer = lab.until("HTTP answers", SOON, || lab.http("c1", address, 80))?;
-        Ok(((), format!("from {} after {}", answer.pod, ms(start.elapsed()))))
+        Ok((
+            (),
+            format!("from {} after {}", answer.pod, ms(start.elapsed())),
+        ))
     })?;
     screen.check("UDP answers too", || {
         let answer = lab.until("UDP answers", SOON, || lab.udp("c1", address, 80))?;
@@ -70,21 +89,33 @@ fn by_arp(lab: &Lab, screen: &mut Screen) -> Result<Ipv4Addr> {
         let owner = lab.neighbour("c1", address)?;
         Ok(((), format!("{} is {owner}'s", lab.mac(&owner)?)))
     })?;
-    screen.check("Wireshark decodes one node's replies and announcements", || {
-        let owner = lab.neighbour("c1", address)?;
-        lab.until("the announcements are captured", SOON, || {
-            let filter = format!("arp.src.proto_ipv4 == {address}");
-            let fields = ["arp.src.hw_mac", "arp.opcode", "arp.isannouncement"];
-            let frames = capture.decode(&filter, &fields)?;
-            let senders: BTreeSet<&String> = frames.iter().map(|frame| &frame[0]).collect();
-            ensure!(senders.len() == 1, "frames from {senders:?}");
-            ensure!(senders.contains(&lab.mac(&owner)?), "{senders:?} is not {owner}");
-            let count = |wanted: &str| frames.iter().filter(|frame| frame[1] == wanted).count();
-            let (announcements, replies) = (count("1"), count("2"));
-            ensure!(announcements > 0 && replies > 0, "{announcements} and {replies}");
-            Ok(((), format!("{replies} replies, {announcements} announcements")))
-        })
-    })?;
+    screen.check(
+        "Wireshark decodes one node's replies and announcements",
+        || {
+            let owner = lab.neighbour("c1", address)?;
+            lab.until("the announcements are captured", SOON, || {
+                let filter = format!("arp.src.proto_ipv4 == {address}");
+                let fields = ["arp.src.hw_mac", "arp.opcode", "arp.isannouncement"];
+                let frames = capture.decode(&filter, &fields)?;
+                let senders: BTreeSet<&String> = frames.iter().map(|frame| &frame[0]).collect();
+                ensure!(senders.len() == 1, "frames from {senders:?}");
+                ensure!(
+                    senders.contains(&lab.mac(&owner)?),
+                    "{senders:?} is not {owner}"
+                );
+                let count = |wanted: &str| frames.iter().filter(|frame| frame[1] == wanted).count();
+                let (announcements, replies) = (count("1"), count("2"));
+                ensure!(
+                    announcements > 0 && replies > 0,
+                    "{announcements} and {replies}"
+                );
+                Ok((
+                    (),
+                    format!("{replies} replies, {announcements} announcements"),
+                ))
+            })
+        },
+    )?;
     Ok(address)
 }
 
@@ -96,11 +127,17 @@ fn by_bgp(lab: &Lab, screen: &mut Screen, address: Ipv4Addr) -> Result<()> {
         let start = Instant::now();
         lab.until("FRR has the routes", SOON, || {
             let paths = lab.bgp_paths("r1", address)?;
-            ensure!(paths == wanted, "expected routes from {wanted:?}, FRR has {paths:?}");
+            ensure!(
+                paths == wanted,
+                "expected routes from {wanted:?}, FRR has {paths:?}"
+            );
             Ok(())
         })?;
         let waited = start.elapsed();
-        Ok(((), format!("{address}/32 via {} ({})", nodes.join(", "), ms(waited))))
+        Ok((
+            (),
+            format!("{address}/32 via {} ({})", nodes.join(", "), ms(waited)),
+        ))
     })?;
     screen.check("the router's kernel balances over them (ECMP)", || {
         lab.until_routed("r1", address, &nodes)?;
@@ -169,7 +206,11 @@ fn pull_cable(lab: &Lab, screen: &mut Screen, address: Ipv4Addr) -> Result<()> {
     let answered = |more: u64| {
         let before = prober.answered();
         lab.until("probes are answered", SOON, || {
-            ensure!(prober.answered() >= before + more, "{} answered", prober.answered());
+            ensure!(
+                prober.answered() >= before + more,
+                "{} answered",
+                prober.answered()
+            );
             Ok(())
         })
     };
@@ -192,14 +233,24 @@ fn pull_cable(lab: &Lab, screen: &mut Screen, address: Ipv4Addr) -> Result<()> {
             outage <= MOST_OUTAGE.as_secs_f64() * 1000.0,
             "{outage:.0} ms, expected at most {MOST_OUTAGE:?}"
         );
-        Ok(((), format!("{outage:.0} ms, {} probes lost", report.sent - report.answered)))
+        Ok((
+            (),
+            format!(
+                "{outage:.0} ms, {} probes lost",
+                report.sent - report.answered
+            ),
+        ))
     })?;
     let prober = Prober::start(lab.host("c1"), target, Pace::default())?;
     lab.heal(&owner)?;
     lab.until_routed("r1", address, &lab.nodes())?;
     let before = prober.answered();
     lab.until("probes are answered", SOON, || {
-        ensure!(prober.answered() >= before + 50, "{} answered", prober.answered());
+        ensure!(
+            prober.answered() >= before + 50,
+            "{} answered",
+            prober.answered()
+        );
         Ok(())
     })?;
     let report = prober.stop()?;
@@ -215,31 +266,46 @@ fn explain(lab: &Lab, screen: &mut Screen, address: Ipv4Addr) -> Result<()> {
     screen.chapter("bellrock why");
     let request = json!({ "type": "LoadBalancer", "loadBalancerIP": "203.0.113.7" });
     lab.apply(&service("stuck", "web", &request).to_string())?;
-    screen.check("a Service that cannot get an address has a reason", || {
-        let reason = lab.until("the Service has a condition", SOON, || {
-            let service = lab.kubectl_json(&["get", "service", "stuck"])?;
-            let conditions = service["status"]["conditions"].as_array().cloned();
-            let conditions = conditions.unwrap_or_default();
-            let ours = conditions.iter().find(|c| c["type"] == "bellrock.dev/LoadBalancer");
-            Ok(ours.context("no condition yet")?["reason"].as_str().unwrap_or_default().to_owned())
+    screen
+        .check("a Service that cannot get an address has a reason", || {
+            let reason = lab.until("the Service has a condition", SOON, || {
+                let service = lab.kubectl_json(&["get", "service", "stuck"])?;
+                let conditions = service["status"]["conditions"].as_array().cloned();
+                let conditions = conditions.unwrap_or_default();
+                let ours = conditions
+                    .iter()
+                    .find(|c| c["type"] == "bellrock.dev/LoadBalancer");
+                Ok(ours.context("no condition yet")?["reason"]
+                    .as_str()
+                    .unwrap_or_default()
+                    .to_owned())
+            })?;
+            ensure!(
+                reason == "AddressNotInPool",
+                "the condition says {reason:?}"
+            );
+            let (_, said, errors) = lab.bellrock(&["why", "svc/stuck"])?;
+            ensure!(
+                said.contains(&reason),
+                "`bellrock why` said {said:?} {errors:?}"
+            );
+            Ok((said, reason))
+        })
+        .map(|said| {
+            for line in said.lines().filter(|line| !line.trim().is_empty()) {
+                screen.note(line);
+            }
         })?;
-        ensure!(reason == "AddressNotInPool", "the condition says {reason:?}");
-        let (_, said, errors) = lab.bellrock(&["why", "svc/stuck"])?;
-        ensure!(said.contains(&reason), "`bellrock why` said {said:?} {errors:?}");
-        Ok((said, reason))
-    })
-    .map(|said| {
-        for line in said.lines().filter(|line| !line.trim().is_empty()) {
-            screen.note(line);
-        }
-    })?;
     lab.delete_service("stuck")?;
     screen.check("for the other Service it names the kernel's owner", || {
         let owner = lab.neighbour("c1", address)?;
         lab.until("`bellrock why` agrees", SOON, || {
             let answer = lab.why(&address.to_string())?;
             let said = answer["services"][0]["addresses"][0]["owner"].clone();
-            ensure!(said == Value::String(owner.clone()), "it says {said}, the client {owner}");
+            ensure!(
+                said == Value::String(owner.clone()),
+                "it says {said}, the client {owner}"
+            );
             Ok(())
         })?;
         Ok(((), owner))
@@ -264,11 +330,16 @@ fn delete(lab: &Lab, screen: &mut Screen, address: Ipv4Addr) -> Result<()> {
     screen.check("no node forwards it, none answers ARP", || {
         for node in lab.nodes() {
             lab.until("the table forgets the address", SOON, || {
-                ensure!(!lab.forwards(node, address)?, "{node} still forwards {address}");
+                ensure!(
+                    !lab.forwards(node, address)?,
+                    "{node} still forwards {address}"
+                );
                 Ok(())
             })?;
         }
-        let asked = lab.host("c1").sh(&format!("arping -c 2 -w 3 -I eth1 {address} || true"))?;
+        let asked = lab
+            .host("c1")
+            .sh(&format!("arping -c 2 -w 3 -I eth1 {address} || true"))?;
         if asked.contains("reply from") {
             bail!("somebody answers: {asked}");
         }

@@ -1,0 +1,114 @@
+//! Hosts and cables: made from the topology, pulled and plugged in again.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::ground::Ground;
+use crate::lab::Lab;
+use crate::netns::{Netns, veth};
+use crate::topology::{End, Role, Topology};
+
+const BRIDGE: &str = "br0";
+
+/// Makes the hosts, their cables, and runs their `exec` lines.
+pub(crate) fn wire(ground: &Ground, topology: &Topology) -> Result<BTreeMap<String, Netns>> {
+    let mut hosts = BTreeMap::new();
+    for (name, node) in &topology.nodes {
+        let host = Netns::named(&ground.netns(name))?;
+        match node.role {
+            Role::Switch => host.bridge(BRIDGE)?,
+            Role::Node | Role::Router => {
+                host.sh(
+                    "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0 \
+                     net.ipv4.conf.default.rp_filter=0",
+                )?;
+            }
+            Role::Client | Role::ControlPlane => {}
+        }
+        hosts.insert(name.clone(), host);
+    }
+    for link in &topology.links {
+        let (a, b) = (&link.a, &link.b);
+        veth(&hosts[&a.node], &a.interface, &hosts[&b.node], &b.interface)?;
+        for end in [a, b] {
+            if topology.nodes[&end.node].role == Role::Switch {
+                hosts[&end.node].sh(&format!("ip link set {} master {BRIDGE}", end.interface))?;
+            }
+        }
+    }
+    for (name, node) in &topology.nodes {
+        // Addresses first: routes of a group come before its nodes' own lines.
+        let (addresses, rest): (Vec<_>, Vec<_>) = node
+            .exec
+            .iter()
+            .partition(|line| line.starts_with("ip addr "));
+        let lines: Vec<&str> = addresses
+            .into_iter()
+            .chain(rest)
+            .map(String::as_str)
+            .collect();
+        if !lines.is_empty() {
+            hosts[name].sh(&lines.join("\n"))?;
+        }
+    }
+    Ok(hosts)
+}
+
+/// The first IPv4 address of each host's `eth1`, as the kernel has it.
+pub(crate) fn addresses(
+    hosts: &BTreeMap<String, Netns>,
+    topology: &Topology,
+) -> Result<BTreeMap<String, Ipv4Addr>> {
+    let mut addresses = BTreeMap::new();
+    for (name, node) in &topology.nodes {
+        if node.role == Role::Switch {
+            continue;
+        }
+        let text = hosts[name].sh("ip -j -4 addr show dev eth1")?;
+        let shown: Value = serde_json::from_str(&text)?;
+        let address = shown[0]["addr_info"][0]["local"]
+            .as_str()
+            .with_context(|| format!("{name} has no IPv4 address on eth1"))?;
+        addresses.insert(name.clone(), address.parse()?);
+    }
+    Ok(addresses)
+}
+
+impl Lab {
+    /// Pulls the cable of a host's `eth1` out of the switch: the host sees
+    /// only silence.
+    pub fn cut(&self, host: &str) -> Result<()> {
+        let port = self.port(host)?;
+        self.host(&port.node)
+            .sh(&format!("ip link set {} nomaster", port.interface))?;
+        Ok(())
+    }
+
+    /// Plugs it in again.
+    pub fn heal(&self, host: &str) -> Result<()> {
+        let port = self.port(host)?;
+        self.host(&port.node).sh(&format!(
+            "ip link set {0} up && ip link set {0} master {BRIDGE}",
+            port.interface
+        ))?;
+        Ok(())
+    }
+
+    /// Takes the link of a host's `eth1` down at the switch: the host sees its
+    /// carrier go. [`Lab::heal`] brings it back.
+    pub fn link_down(&self, host: &str) -> Result<()> {
+        let port = self.port(host)?;
+        self.host(&port.node)
+            .sh(&format!("ip link set {} down", port.interface))?;
+        Ok(())
+    }
+
+    fn port(&self, host: &str) -> Result<&End> {
+        self.topology()
+            .switch_port(host)
+            .with_context(|| format!("{host} is not on a switch"))
+    }
+}
