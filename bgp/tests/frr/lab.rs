@@ -149,9 +149,19 @@ pub(crate) fn path(frr: &Frr, prefix: &str) -> Value {
     detail["paths"][0].clone()
 }
 
+/// A process that ends with the test.
+pub(crate) struct Process(pub(crate) Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A capture of port 179 on the node.
 pub(crate) struct Capture {
-    child: Child,
+    _tcpdump: Process,
     folder: tempfile::TempDir,
 }
 
@@ -166,7 +176,10 @@ impl Capture {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let capture = Self { child, folder };
+        let capture = Self {
+            _tcpdump: Process(child),
+            folder,
+        };
         // The file's header is written once the socket is open.
         wait_for("tcpdump", LONG, || {
             ensure!(std::fs::metadata(capture.folder.path().join("bgp.pcap"))?.len() >= 24);
@@ -189,12 +202,5 @@ impl Capture {
             .lines()
             .map(str::to_owned)
             .collect())
-    }
-}
-
-impl Drop for Capture {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

@@ -393,10 +393,10 @@ fn the_example_announces_until_ctrl_c_and_says_goodbye() {
     let lab = lab();
     let frr = frr(&lab);
     let own = std::env::current_exe().unwrap();
-    let example = own.ancestors().nth(2).unwrap().join("examples/announce");
-    let mut child = lab
+    let program = own.ancestors().nth(2).unwrap().join("examples/announce");
+    let child = lab
         .node
-        .command(example.to_str().unwrap())
+        .command(program.to_str().unwrap())
         .args([
             "--peer",
             ROUTER,
@@ -418,16 +418,18 @@ fn the_example_announces_until_ctrl_c_and_says_goodbye() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    let mut example = Process(child);
     wait_kernel(&lab.router, &["198.51.100.0/31", "198.51.100.2/31"]);
     assert_eq!(
         path(&frr, "198.51.100.2/31")["community"]["string"],
         "64512:7"
     );
-    let pid = Pid::from_raw(child.id().try_into().unwrap());
+    let pid = Pid::from_raw(example.0.id().try_into().unwrap());
     kill(pid, Signal::SIGINT).unwrap();
-    assert!(child.wait().unwrap().success());
+    assert!(example.0.wait().unwrap().success());
     let mut said = String::new();
-    child
+    example
+        .0
         .stdout
         .take()
         .unwrap()
