@@ -30,6 +30,9 @@ pub struct Report {
     pub elements_added: usize,
     /// Elements deleted, those that are replaced included.
     pub elements_deleted: usize,
+    /// Why the table that was there was replaced, if it was: another version
+    /// made it, or someone changed its chains or rules.
+    pub replaced: Option<String>,
 }
 
 /// Keeps the table `inet bellrock` of the network namespace in which it was
@@ -44,6 +47,8 @@ pub struct Forwarder {
     /// The kernel, or we ourselves, refused these as they were last asked for.
     refused: BTreeMap<Arc<ServiceKey>, String>,
     synced: Synced,
+    /// What this call found wrong with the table that was there.
+    replaced: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +73,7 @@ impl Forwarder {
             state: State::default(),
             refused: BTreeMap::new(),
             synced: Synced::Never,
+            replaced: None,
         })
     }
 
@@ -86,7 +92,7 @@ impl Forwarder {
         node: &Node,
         services: &BTreeMap<ServiceKey, Service>,
     ) -> Result<Report, Error> {
-        self.table.done = Done::default();
+        self.begin();
         let wanted = services
             .iter()
             .map(|(key, service)| (Arc::new(key.clone()), Arc::new(service.clone())))
@@ -106,7 +112,7 @@ impl Forwarder {
         &mut self,
         changes: BTreeMap<ServiceKey, Option<Service>>,
     ) -> Result<Report, Error> {
-        self.table.done = Done::default();
+        self.begin();
         let changes: Vec<Change> = changes
             .into_iter()
             .map(|(key, service)| (Arc::new(key), service.map(Arc::new)))
@@ -131,7 +137,7 @@ impl Forwarder {
     /// # Errors
     /// As [`Forwarder::apply`].
     pub fn set_node(&mut self, node: &Node) -> Result<Report, Error> {
-        self.table.done = Done::default();
+        self.begin();
         match self.synced {
             Synced::Never => return Err(Error::NotSynced),
             Synced::Yes if *node == *self.state.node() => {}
@@ -189,6 +195,11 @@ impl Forwarder {
         Table::open()?.remove()
     }
 
+    fn begin(&mut self) {
+        self.table.done = Done::default();
+        self.replaced = None;
+    }
+
     fn report(&self) -> Report {
         let refused: BTreeMap<ServiceKey, String> = self
             .state
@@ -210,6 +221,7 @@ impl Forwarder {
             batches: self.table.done.batches,
             elements_added: self.table.done.added,
             elements_deleted: self.table.done.deleted,
+            replaced: self.replaced.clone(),
         }
     }
 
@@ -254,6 +266,7 @@ impl Forwarder {
             There::Ours(content) => (Prelude::None, content),
             There::Different(why) => {
                 info!(why, "replacing the table");
+                self.replaced = Some(why);
                 (Prelude::Replace, BTreeMap::new())
             }
         };

@@ -70,7 +70,7 @@ pub(crate) struct Table {
     socket: Socket,
     /// The ruleset's generation after our last look or change.
     generation: u32,
-    /// Elements in each set, as we left them.
+    /// Entries in each set, as we left them.
     sizes: BTreeMap<Set, usize>,
     pub(crate) done: Done,
 }
@@ -127,7 +127,7 @@ impl Table {
         self.sizes.clear();
         if let There::Ours(content) = &there {
             for entry in content.keys() {
-                *self.sizes.entry(Set::of(entry)).or_default() += encode::elements(entry);
+                *self.sizes.entry(Set::of(entry)).or_default() += 1;
             }
         }
         Ok(there)
@@ -209,10 +209,26 @@ impl Table {
         let changed = match self.read_structure()? {
             None | Some(Err(_)) => true,
             Some(Ok(mut reader)) => {
-                self.read_elements(Set::ChainOf, &mut reader)?;
-                let differs =
-                    |(set, size): (&Set, &usize)| self.sizes.get(set).unwrap_or(&0) != size;
-                reader.sizes().iter().any(differs) || reader.finish().is_err()
+                // Few and small; and of ranges the kernel's count is its own.
+                for set in Set::all().filter(|set| set.is_interval() || *set == Set::ChainOf) {
+                    self.read_elements(set, &mut reader)?;
+                }
+                let mut sizes = reader.sizes().clone();
+                match reader.finish() {
+                    Ok(content) => {
+                        sizes.retain(|set, _| !set.is_interval());
+                        for entry in content.keys().filter(|e| matches!(e, Entry::Network(..))) {
+                            *sizes.entry(Set::of(entry)).or_default() += 1;
+                        }
+                        sizes
+                            .iter()
+                            .any(|(set, size)| self.sizes.get(set).unwrap_or(&0) != size)
+                            || self.sizes.iter().any(|(set, size)| {
+                                set.is_interval() && sizes.get(set).unwrap_or(&0) != size
+                            })
+                    }
+                    Err(_) => true,
+                }
             }
         };
         if !changed {
@@ -296,8 +312,8 @@ impl Table {
         for op in ops {
             let size = self.sizes.entry(Set::of(&op.entry)).or_default();
             match op.action {
-                Action::Add(_) => *size += encode::elements(&op.entry),
-                Action::Delete(_) => *size = size.saturating_sub(encode::elements(&op.entry)),
+                Action::Add(_) => *size += 1,
+                Action::Delete(_) => *size = size.saturating_sub(1),
                 Action::Replace(_) => {}
             }
         }

@@ -345,15 +345,15 @@ pub(crate) fn with_class<T>(class: Class, work: impl FnOnce(&Chain<'_>) -> T) ->
 pub(crate) fn write_set(w: &mut Writer, set: Set) {
     w.string(ATTR_SET_TABLE, TABLE);
     w.string(ATTR_SET_NAME, set.name());
-    w.be32(ATTR_SET_FLAGS, set.flags());
+    // The kernel shows no flags rather than none.
+    if set.flags() != 0 {
+        w.be32(ATTR_SET_FLAGS, set.flags());
+    }
     w.be32(ATTR_SET_KEY_TYPE, set.key_type());
     w.be32(ATTR_SET_KEY_LEN, set.key_width());
     match set.data() {
         Data::None => {}
-        Data::Verdict => {
-            w.be32(ATTR_SET_DATA_TYPE, DATA_TYPE_VERDICT);
-            w.be32(ATTR_SET_DATA_LEN, 0);
-        }
+        Data::Verdict => w.be32(ATTR_SET_DATA_TYPE, DATA_TYPE_VERDICT),
         Data::Value { kind, width } => {
             w.be32(ATTR_SET_DATA_TYPE, kind);
             w.be32(ATTR_SET_DATA_LEN, width);
@@ -394,14 +394,6 @@ pub(crate) fn write_expressions(w: &mut Writer, rule: &[Expr<'_>]) {
         expr.write(w);
     }
     w.end(list);
-}
-
-/// How many elements the kernel counts for an entry.
-pub(crate) fn elements(entry: &Entry) -> usize {
-    match entry {
-        Entry::Network(_, range) => 1 + usize::from(successor(range.last).is_some()),
-        _ => 1,
-    }
 }
 
 /// One element, or the two of a range in an interval set.

@@ -253,10 +253,7 @@ impl Expr<'_> {
                     w.be32(1, 0x10);
                 }
             }
-            Self::RejectReset => {
-                w.be32(1, 1);
-                w.raw(2, &[0]);
-            }
+            Self::RejectReset => w.be32(1, 1),
             Self::RejectPort => {
                 w.be32(1, 2);
                 w.raw(2, &[1]);

@@ -292,6 +292,14 @@ fn serve_udp(socket: &UdpSocket, name: &str, stop: &AtomicBool) {
     }
 }
 
+/// Moves the calling thread into a namespace for good: for threads that
+/// outlive a call of `Netns::run`.
+pub(crate) fn enter(namespace: &std::path::Path) -> Result<()> {
+    let file = std::fs::File::open(namespace)?;
+    nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?;
+    Ok(())
+}
+
 /// Who answered, and which client address it saw.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Answer {

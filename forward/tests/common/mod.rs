@@ -108,3 +108,28 @@ pub(crate) fn shapes() -> BTreeMap<ServiceKey, Service> {
     }
     all
 }
+
+/// So many Services with two endpoints each.
+pub(crate) fn many(count: u32) -> BTreeMap<ServiceKey, Service> {
+    (0..count)
+        .map(|n| {
+            let pod = |at: u32| std::net::Ipv4Addr::from_bits(0x0af4_0000 + 2 * n + at);
+            let endpoints = [0, 1].map(|at| Endpoint {
+                address: pod(at).into(),
+                port: 8080,
+                local: at == 0 && n % 50 == 0,
+            });
+            let service = Service {
+                addresses: [std::net::Ipv4Addr::from_bits(0xcb00_0000 + n).into()].into(),
+                ports: vec![port(Protocol::Tcp, 80, &endpoints)],
+                policy: if n % 10 == 9 {
+                    ExternalPolicy::Local
+                } else {
+                    ExternalPolicy::Cluster
+                },
+                ..Service::default()
+            };
+            (key(&format!("s{n:06}")), service)
+        })
+        .collect()
+}
