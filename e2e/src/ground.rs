@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{Read, Write};
+use std::ops::Deref;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -59,9 +60,6 @@ pub struct Ground {
 impl Ground {
     /// Claims a new id, its folder and its lock.
     pub fn claim() -> Result<Arc<Self>> {
-        if !nix::unistd::geteuid().is_root() {
-            bail!("a lab needs root: it makes network namespaces");
-        }
         fs::create_dir_all(LOCKS).with_context(|| format!("make {LOCKS}"))?;
         fs::create_dir_all(NETNS)?;
         for attempt in 0..32_u32 {
@@ -192,6 +190,14 @@ impl Drop for Ground {
         }
         self.teardown();
     }
+}
+
+/// An error unless this is root.
+pub fn check_root() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("a lab needs root: it makes network namespaces");
+    }
+    Ok(())
 }
 
 fn prefix(id: &str) -> String {
@@ -383,16 +389,11 @@ pub fn labs() -> Result<Vec<Found>> {
 }
 
 fn find(id: String) -> Result<Found> {
-    let mut text = String::new();
-    let living = match take_lock(&id)? {
-        Some(mut lock) => {
-            lock.read_to_string(&mut text)?;
-            false
-        }
-        None => {
-            text = fs::read_to_string(lock_path(&id)).unwrap_or_default();
-            true
-        }
+    let (locked, mut text) = (take_lock(&id)?, String::new());
+    // Its lab may end, and the file with it, at any time.
+    let _ = match &locked {
+        Some(lock) => lock.deref().read_to_string(&mut text),
+        None => File::open(lock_path(&id)).and_then(|mut file| file.read_to_string(&mut text)),
     };
     let mut lines = text.lines();
     let pid = lines.next().and_then(|line| line.parse().ok());
@@ -401,17 +402,27 @@ fn find(id: String) -> Result<Found> {
         PathBuf::from,
     );
     Ok(Found {
+        alive: locked.is_none() && pid.is_none_or(|pid| holds(pid, &id)),
         id,
-        alive: living,
         pid,
         dir,
     })
 }
 
+/// Whether a process has a lab's lock open. Another that looks at a dead lab
+/// holds its lock for a moment too.
+fn holds(pid: i32, id: &str) -> bool {
+    fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .any(|file| fs::read_link(file.path()).is_ok_and(|target| target == lock_path(id)))
+}
+
 /// Ends a lab of another process and waits for its end.
 pub fn end(lab: &Found) -> Result<()> {
     if !lab.alive {
-        sweep_one(lab);
+        sweep_one(lab)?;
         remove_routers(&lab.id);
         let _ = fs::remove_dir_all(&lab.dir);
         return Ok(());
@@ -425,22 +436,23 @@ pub fn end(lab: &Found) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    sweep_one(lab);
-    Ok(())
+    sweep_one(lab)
 }
 
-fn sweep_one(lab: &Found) {
-    clear(&lab.id);
-    let _ = fs::remove_file(lock_path(&lab.id));
+/// Removes what a dead lab left, but its logs. Whoever holds its lock is a new
+/// lab of that id.
+fn sweep_one(lab: &Found) -> Result<()> {
+    if let Some(_lock) = take_lock(&lab.id)? {
+        clear(&lab.id);
+        let _ = fs::remove_file(lock_path(&lab.id));
+    }
+    Ok(())
 }
 
 /// Removes processes and namespaces that dead labs left; their logs stay.
 pub fn sweep() -> Result<()> {
-    for lab in labs()?.iter().filter(|lab| !lab.alive) {
-        // Whoever holds the lock meanwhile is a new lab of that id.
-        if let Some(_lock) = take_lock(&lab.id)? {
-            sweep_one(lab);
-        }
-    }
-    Ok(())
+    labs()?
+        .iter()
+        .filter(|lab| !lab.alive)
+        .try_for_each(sweep_one)
 }

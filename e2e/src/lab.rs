@@ -113,6 +113,7 @@ impl Lab {
     /// Builds what is missing, starts everything and waits until all nodes are
     /// Ready. Must not be called from inside an async runtime.
     pub fn up(options: &Options) -> Result<Self> {
+        ground::check_root()?;
         parts::check_tools(options.kube_proxy)?;
         let topology = Topology::load(&options.topology)?;
         parts::ensure(&Part::ALL, &*options.say)?;

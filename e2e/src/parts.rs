@@ -15,7 +15,8 @@ use crate::cluster::KubeProxy;
 use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
 
-const VERSION: &str = "v1.36.3";
+/// The version of Kubernetes.
+pub const VERSION: &str = "v1.36.3";
 
 /// A program of the lab.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]

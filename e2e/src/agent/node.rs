@@ -14,6 +14,8 @@ use kube::runtime::watcher::{Event, watcher};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 
+use crate::parts::VERSION;
+
 use super::{Agent, run_program, watching};
 
 const PERIOD: Duration = Duration::from_secs(10);
@@ -53,7 +55,7 @@ async fn register(client: &Client, agent: &Agent, labels: &BTreeMap<String, Stri
         [
             ("kubernetes.io/hostname", agent.node.as_str()),
             ("kubernetes.io/os", "linux"),
-            ("kubernetes.io/arch", "amd64"),
+            ("kubernetes.io/arch", architecture()),
         ]
         .map(|(key, value)| (key.to_owned(), value.to_owned())),
     );
@@ -67,6 +69,15 @@ async fn register(client: &Client, agent: &Agent, labels: &BTreeMap<String, Stri
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
         Err(error) => Err(error).context("register the node"),
+    }
+}
+
+/// This machine's architecture by Kubernetes' name.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
     }
 }
 
@@ -94,8 +105,8 @@ fn status(agent: &Agent) -> Value {
             condition("PIDPressure", "False", "KubeletHasSufficientPID"),
         ],
         "nodeInfo": {
-            "architecture": "amd64", "operatingSystem": "linux", "osImage": "bellrock lab",
-            "kubeletVersion": "v1.36.3", "kubeProxyVersion": "", "containerRuntimeVersion": "netns://1",
+            "architecture": architecture(), "operatingSystem": "linux", "osImage": "bellrock lab",
+            "kubeletVersion": VERSION, "kubeProxyVersion": "", "containerRuntimeVersion": "netns://1",
             "kernelVersion": "", "bootID": "", "machineID": "", "systemUUID": "",
         },
     })
