@@ -26,6 +26,7 @@ use serde_json::Value;
 use tokio::runtime::Runtime;
 
 use crate::bellrock::Installed;
+use crate::bellrock::Workload;
 use crate::capture::Capture;
 use crate::cluster::{API_PORT, Cluster, KubeProxy};
 use crate::frr::Frr;
@@ -346,6 +347,22 @@ impl Lab {
     /// A client with all rights.
     pub fn admin(&self) -> Client {
         self.client.clone()
+    }
+
+    /// A client with the rights of a controller or speaker, from the machine
+    /// itself.
+    pub fn client_of(&self, workload: &Workload) -> Result<Client> {
+        let mut kubeconfig = Kubeconfig::read_from(workload.kubeconfig())?;
+        for cluster in &mut kubeconfig.clusters {
+            if let Some(cluster) = &mut cluster.cluster {
+                cluster.server = Some(self.server());
+            }
+        }
+        self.block_on(async {
+            let options = KubeConfigOptions::default();
+            let config = Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+            Ok(Client::try_from(config)?)
+        })
     }
 
     /// Runs a future, such as a request of [`Lab::admin`]'s client, to its end.

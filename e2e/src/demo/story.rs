@@ -94,6 +94,9 @@ fn by_arp(lab: &Lab, screen: &mut Screen) -> Result<Ipv4Addr> {
         || {
             let owner = lab.neighbour("c1", address)?;
             lab.until("the announcements are captured", SOON, || {
+                // An announcement may have come before the client asked.
+                lab.host("c1")
+                    .sh(&format!("arping -c 1 -w 5 -I eth1 {address}"))?;
                 let filter = format!("arp.src.proto_ipv4 == {address}");
                 let fields = ["arp.src.hw_mac", "arp.opcode", "arp.isannouncement"];
                 let frames = capture.decode(&filter, &fields)?;
