@@ -46,8 +46,14 @@ fn a_node_alone_claims_after_listening_and_stays_owner() {
     bus.start(0);
     bus.assign(0, V(), assignment(&[0]));
     bus.run(ms(319));
-    assert_eq!(bus.state(0, V()), State::Idle, "it must hear whether somebody has it first");
-    let took = bus.run_until(ms(1_000), |bus| bus.owners(V()) == [0]).unwrap();
+    assert_eq!(
+        bus.state(0, V()),
+        State::Idle,
+        "it must hear whether somebody has it first"
+    );
+    let took = bus
+        .run_until(ms(1_000), |bus| bus.owners(V()) == [0])
+        .unwrap();
     assert!(took < ms(50), "{took:?}");
     assert_eq!(bus.view(0, V()).epoch, BASE + 1);
     bus.run(Duration::from_secs(600));
@@ -89,7 +95,9 @@ fn if_the_desired_node_never_learns_of_it_the_next_claims_after_the_grace() {
     bus.run(ms(1_000));
     bus.assign(1, V(), assignment(&[0, 1, 2]));
     bus.assign(2, V(), assignment(&[0, 1, 2]));
-    let took = bus.run_until(ms(5_000), |bus| bus.owners(V()) == [1]).unwrap();
+    let took = bus
+        .run_until(ms(5_000), |bus| bus.owners(V()) == [1])
+        .unwrap();
     assert!((ms(1_060)..ms(1_150)).contains(&took), "{took:?}");
 }
 
@@ -101,9 +109,14 @@ fn when_the_owner_dies_exactly_one_successor_claims_within_the_bound() {
         bus.run(Duration::from_micros(seed * 500));
         let killed = bus.now;
         bus.kill(0);
-        let took = bus.run_until(ms(1_000), |bus| !bus.owners(V()).is_empty()).unwrap();
+        let took = bus
+            .run_until(ms(1_000), |bus| !bus.owners(V()).is_empty())
+            .unwrap();
         assert!(took <= BOUND, "seed {seed}: {took:?}");
-        assert!(took >= ms(220), "seed {seed}: nobody may be sure after {took:?}");
+        assert!(
+            took >= ms(220),
+            "seed {seed}: nobody may be sure after {took:?}"
+        );
         worst = worst.max(took);
         bus.run(ms(3_000));
         assert_eq!(bus.owners(V()), [1], "seed {seed}");
@@ -126,7 +139,9 @@ fn when_owner_and_first_successor_die_together_the_second_is_as_fast() {
         let mut bus = Bus::settled(4, seed);
         bus.kill(0);
         bus.kill(1);
-        let took = bus.run_until(ms(1_000), |bus| !bus.owners(V()).is_empty()).unwrap();
+        let took = bus
+            .run_until(ms(1_000), |bus| !bus.owners(V()).is_empty())
+            .unwrap();
         // The two may be missed in different rounds: one stagger more.
         assert!(took <= BOUND + ms(60), "seed {seed}: {took:?}");
         bus.run(ms(2_000));
@@ -142,7 +157,9 @@ fn a_first_successor_that_may_not_costs_one_stagger() {
     not.eligibility = Eligibility::Ineligible;
     bus.assign(1, V(), not);
     bus.kill(0);
-    let took = bus.run_until(ms(1_000), |bus| !bus.owners(V()).is_empty()).unwrap();
+    let took = bus
+        .run_until(ms(1_000), |bus| !bus.owners(V()).is_empty())
+        .unwrap();
     assert!(took <= BOUND + ms(60), "{took:?}");
     bus.run(ms(2_000));
     assert_eq!(bus.owners(V()), [2]);
@@ -178,7 +195,9 @@ fn a_restarted_owner_goes_on_with_its_epoch() {
     bus.kill(0);
     bus.run(ms(50));
     bus.start(0);
-    let took = bus.run_until(ms(1_000), |bus| bus.owners(V()) == [0]).unwrap();
+    let took = bus
+        .run_until(ms(1_000), |bus| bus.owners(V()) == [0])
+        .unwrap();
     assert!(took < ms(60), "{took:?}");
     bus.run(ms(3_000));
     assert_eq!(bus.owners(V()), [0]);
@@ -187,7 +206,10 @@ fn a_restarted_owner_goes_on_with_its_epoch() {
     assert_eq!(bus.events_of(2, before), []);
     assert!(matches!(
         bus.events_of(0, before)[..],
-        [Event::Owned { cause: Cause::Restart, .. }]
+        [Event::Owned {
+            cause: Cause::Restart,
+            ..
+        }]
     ));
 }
 
@@ -196,16 +218,27 @@ fn when_the_owner_says_goodbye_the_successor_claims_after_its_probes() {
     let mut bus = Bus::settled(3, 7);
     let start = bus.now;
     bus.feed(0, Input::Shutdown);
-    assert!(bus.owners(V()).is_empty(), "it answers for nothing any more");
-    let took = bus.run_until(ms(1_000), |bus| bus.owners(V()) == [1]).unwrap();
+    assert!(
+        bus.owners(V()).is_empty(),
+        "it answers for nothing any more"
+    );
+    let took = bus
+        .run_until(ms(1_000), |bus| bus.owners(V()) == [1])
+        .unwrap();
     assert!(took <= ms(45), "{took:?}");
     assert!(matches!(
         bus.events_of(1, start)[..],
-        [Event::Owned { cause: Cause::OwnerLeft, .. }]
+        [Event::Owned {
+            cause: Cause::OwnerLeft,
+            ..
+        }]
     ));
     assert!(matches!(
         bus.events_of(0, start)[..],
-        [Event::Lost { cause: Cause::Shutdown, .. }]
+        [Event::Lost {
+            cause: Cause::Shutdown,
+            ..
+        }]
     ));
 }
 
@@ -217,13 +250,18 @@ fn an_ineligible_owner_releases_and_the_next_claims() {
     not.eligibility = Eligibility::Ineligible;
     bus.assign(0, V(), not);
     // The old owner is still heard, and of better rank.
-    let took = bus.run_until(ms(1_000), |bus| bus.owners(V()) == [1]).unwrap();
+    let took = bus
+        .run_until(ms(1_000), |bus| bus.owners(V()) == [1])
+        .unwrap();
     assert!(took <= ms(105), "{took:?}");
     bus.run(ms(2_000));
     assert_eq!(bus.owners(V()), [1]);
     assert!(matches!(
         bus.events_of(0, start)[..],
-        [Event::Lost { cause: Cause::Ineligible, .. }]
+        [Event::Lost {
+            cause: Cause::Ineligible,
+            ..
+        }]
     ));
 }
 
@@ -274,7 +312,11 @@ fn after_a_heal_one_owner_is_left_within_an_interval() {
             node.part = 0;
         }
         bus.run(ms(2_000));
-        assert_eq!(bus.owners(V()), [2], "the higher epoch stays: clients of it are many");
+        assert_eq!(
+            bus.owners(V()),
+            [2],
+            "the higher epoch stays: clients of it are many"
+        );
         assert!(bus.overlap <= ms(120), "seed {seed}: {:?}", bus.overlap);
         assert!(matches!(
             &bus.events_of(0, healed)[..],
@@ -291,7 +333,10 @@ fn a_frozen_owner_answers_nobody_before_it_has_looked() {
     bus.run(ms(5_000));
     assert_eq!(bus.owners(V()), [1]);
     // A client's question waits in its socket.
-    let question = Arp { sender: Ipv4Addr::new(10, 0, 9, 9), ..Arp::probe(STRANGER, v4(V())) };
+    let question = Arp {
+        sender: Ipv4Addr::new(10, 0, 9, 9),
+        ..Arp::probe(STRANGER, v4(V()))
+    };
     bus.record_sent = true;
     bus.nodes[1].part = 7;
     bus.feed(0, Input::Frame(question.frame()));
@@ -345,14 +390,19 @@ fn a_lost_carrier_gives_the_address_up_and_its_return_asks_first() {
     let start = bus.now;
     bus.link(0, false);
     assert!(bus.owners(V()).is_empty());
-    let took = bus.run_until(ms(1_000), |bus| bus.owners(V()) == [1]).unwrap();
+    let took = bus
+        .run_until(ms(1_000), |bus| bus.owners(V()) == [1])
+        .unwrap();
     assert!(took <= BOUND);
     bus.link(0, true);
     bus.run(ms(3_000));
     assert_eq!(bus.owners(V()), [1]);
     assert!(matches!(
         bus.events_of(0, start)[..],
-        [Event::Lost { cause: Cause::LinkChange, .. }]
+        [Event::Lost {
+            cause: Cause::LinkChange,
+            ..
+        }]
     ));
 
     // A flap that is shorter than the dead time moves nothing.
@@ -378,23 +428,33 @@ fn an_address_that_a_foreign_host_has_is_not_claimed_until_it_is_free() {
     bus.run(ms(30_000));
     assert!(bus.owners(V()).is_empty());
     assert_eq!(bus.state(0, V()), State::Blocked);
-    let blocked = |events: &[Event]| {
-        matches!(events, [Event::Blocked { mac: STRANGER, address, .. }] if *address == V())
-    };
+    let blocked = |events: &[Event]| matches!(events, [Event::Blocked { mac: STRANGER, address, .. }] if *address == V());
     assert!(blocked(&bus.events_of(0, Instant(0))), "{:?}", bus.events);
-    let announced = bus.sent.iter().any(|(_, _, frame)| {
-        arp_of(frame).is_some_and(|arp| arp.sender == v4(V()))
-    });
+    let announced = bus
+        .sent
+        .iter()
+        .any(|(_, _, frame)| arp_of(frame).is_some_and(|arp| arp.sender == v4(V())));
     assert!(!announced, "nothing may disturb the host");
 
     bus.stranger = None;
     let free = bus.now;
     bus.run(ms(70_000));
     assert_eq!(bus.owners(V()).len(), 1);
-    let events: Vec<Event> =
-        (0..2).flat_map(|index| bus.events_of(index, free)).collect();
-    assert!(events.iter().any(|event| matches!(event, Event::Unblocked { .. })), "{events:?}");
-    assert!(events.iter().any(|event| matches!(event, Event::Owned { .. })), "{events:?}");
+    let events: Vec<Event> = (0..2)
+        .flat_map(|index| bus.events_of(index, free))
+        .collect();
+    assert!(
+        events
+            .iter()
+            .any(|event| matches!(event, Event::Unblocked { .. })),
+        "{events:?}"
+    );
+    assert!(
+        events
+            .iter()
+            .any(|event| matches!(event, Event::Owned { .. })),
+        "{events:?}"
+    );
 }
 
 #[test]
@@ -439,9 +499,14 @@ fn a_takeover_waits_while_a_foreign_host_answers_and_goes_on_when_it_stops() {
     bus.kill(0);
     bus.run(ms(5_000));
     assert!(bus.owners(V()).is_empty());
-    assert!(matches!(bus.events_of(1, start)[..], [Event::ForeignClaim { mac: STRANGER, .. }]));
+    assert!(matches!(
+        bus.events_of(1, start)[..],
+        [Event::ForeignClaim { mac: STRANGER, .. }]
+    ));
     bus.stranger = None;
-    let took = bus.run_until(ms(5_000), |bus| bus.owners(V()) == [1]).unwrap();
+    let took = bus
+        .run_until(ms(5_000), |bus| bus.owners(V()) == [1])
+        .unwrap();
     assert!(took <= ms(1_100), "{took:?}");
 }
 
@@ -450,19 +515,35 @@ fn the_owner_alone_answers_clients_and_probes_by_unicast() {
     let mut bus = Bus::settled(3, 16);
     bus.record_sent = true;
     let client = Ipv4Addr::new(10, 0, 9, 9);
-    let question = Arp { sender: client, ..Arp::probe(STRANGER, v4(V())) };
+    let question = Arp {
+        sender: client,
+        ..Arp::probe(STRANGER, v4(V()))
+    };
     let probe = Arp::probe(STRANGER, v4(V()));
     for index in 0..3 {
         bus.feed(index, Input::Frame(question.frame()));
         bus.feed(index, Input::Frame(probe.frame()));
         // Not a question to us: another address, a reply.
-        let other = Arp { sender: client, ..Arp::probe(STRANGER, v4(vip(2))) };
+        let other = Arp {
+            sender: client,
+            ..Arp::probe(STRANGER, v4(vip(2)))
+        };
         bus.feed(index, Input::Frame(other.frame()));
-        let reply = Arp { operation: frame::Operation::Reply, ..question };
+        let reply = Arp {
+            operation: frame::Operation::Reply,
+            ..question
+        };
         bus.feed(index, Input::Frame(reply.frame()));
     }
-    let answers: Vec<_> = bus.sent.iter().filter_map(|(_, of, f)| Some((of, arp_of(f)?))).collect();
-    assert_eq!(answers, [(&0, question.answer(mac(0))), (&0, probe.answer(mac(0)))]);
+    let answers: Vec<_> = bus
+        .sent
+        .iter()
+        .filter_map(|(_, of, f)| Some((of, arp_of(f)?)))
+        .collect();
+    assert_eq!(
+        answers,
+        [(&0, question.answer(mac(0))), (&0, probe.answer(mac(0)))]
+    );
     let first = Ethernet::decode(&bus.sent[0].2).unwrap();
     assert_eq!(first.destination, STRANGER);
     assert_eq!(first.source, mac(0));
@@ -549,7 +630,8 @@ fn a_lost_claim_is_repaired_by_the_next_hello() {
         bus.start(index);
         bus.assign(index, V(), assignment(&[0, 1, 2]));
     }
-    bus.run_until(ms(2_000), |bus| bus.owners(V()) == [0]).unwrap();
+    bus.run_until(ms(2_000), |bus| bus.owners(V()) == [0])
+        .unwrap();
     bus.run(ms(120));
     for index in 1..3 {
         assert_eq!(bus.view(index, V()).owner, Some(name(0)));
@@ -595,7 +677,11 @@ fn a_thousand_addresses_cost_no_more_frames_in_peace_and_move_within_two_seconds
     }
     let before = bus.count_sent;
     bus.run(ms(10_000));
-    assert_eq!(bus.count_sent - before, 300, "three nodes' HELLOs, nothing else");
+    assert_eq!(
+        bus.count_sent - before,
+        300,
+        "three nodes' HELLOs, nothing else"
+    );
 
     bus.kill(0);
     bus.tick = ms(20);
@@ -647,11 +733,22 @@ fn a_change_of_the_hardware_address_is_verified_and_announced() {
     let mut bus = Bus::settled(1, 23);
     bus.record_sent = true;
     let new = MacAddr(2, 0, 0, 0, 1, 1);
-    bus.feed(0, Input::Link { up: true, mac: new, local: [new].into() });
+    bus.feed(
+        0,
+        Input::Link {
+            up: true,
+            mac: new,
+            local: [new].into(),
+        },
+    );
     assert_eq!(bus.state(0, V()), State::Probe);
     bus.run(ms(100));
     assert_eq!(bus.owners(V()), [0]);
-    let arps: Vec<Arp> = bus.sent.iter().filter_map(|(_, _, frame)| arp_of(frame)).collect();
+    let arps: Vec<Arp> = bus
+        .sent
+        .iter()
+        .filter_map(|(_, _, frame)| arp_of(frame))
+        .collect();
     let probe = Arp::probe(new, v4(V()));
     let announcement = Arp::announcement(new, v4(V()));
     assert_eq!(arps, [probe, probe, announcement, announcement]);
@@ -661,14 +758,25 @@ fn a_change_of_the_hardware_address_is_verified_and_announced() {
 fn inputs_survive_recording() {
     let inputs = [
         Input::Frame(vec![1, 2, 3]),
-        Input::Assign { address: V(), assignment: assignment(&[0, 1]) },
+        Input::Assign {
+            address: V(),
+            assignment: assignment(&[0, 1]),
+        },
         Input::Remove { address: V() },
-        Input::Link { up: true, mac: mac(0), local: [mac(0), mac(1)].into() },
+        Input::Link {
+            up: true,
+            mac: mac(0),
+            local: [mac(0), mac(1)].into(),
+        },
         Input::Timeout,
         Input::Shutdown,
     ];
     for input in inputs {
         let line = serde_json::to_string(&input).unwrap();
-        assert_eq!(serde_json::from_str::<Input>(&line).unwrap(), input, "{line}");
+        assert_eq!(
+            serde_json::from_str::<Input>(&line).unwrap(),
+            input,
+            "{line}"
+        );
     }
 }

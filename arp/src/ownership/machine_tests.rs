@@ -1,4 +1,5 @@
 //! Every cell of the state table.
+#![allow(clippy::panic, reason = "that is how tests fail")]
 
 use super::*;
 
@@ -15,16 +16,35 @@ fn ms(ms: u64) -> Duration {
 /// claims: nobody), this node has 105 where it has one.
 fn columns() -> [(&'static str, Phase, u64); 8] {
     let later = T + ms(500);
-    let probe =
-        |sent, due, keep| Phase::Probe { sent, due, keep, asked: false };
+    let probe = |sent, due, keep| Phase::Probe {
+        sent,
+        due,
+        keep,
+        asked: false,
+    };
     [
         ("IDLE", Phase::Idle { retry: Some(later) }, 105),
-        ("WAIT", Phase::Wait { until: later, delay: ms(60) }, 105),
+        (
+            "WAIT",
+            Phase::Wait {
+                until: later,
+                delay: ms(60),
+            },
+            105,
+        ),
         ("PROBE first", probe(1, Some(later), false), 0),
         ("PROBE", probe(1, Some(later), false), 105),
         ("PROBE end", probe(2, Some(later), false), 105),
         ("PROBE keep", probe(2, Some(later), true), 105),
-        ("OWN", Phase::Own { since: T, announced: 0, due: Some(later) }, 105),
+        (
+            "OWN",
+            Phase::Own {
+                since: T,
+                announced: 0,
+                due: Some(later),
+            },
+            105,
+        ),
         ("BLOCKED", Phase::Blocked { retry: later }, 0),
     ]
 }
@@ -32,22 +52,79 @@ fn columns() -> [(&'static str, Phase, u64); 8] {
 fn triggers() -> Vec<(&'static str, Trigger)> {
     let node = || "b".to_owned();
     vec![
-        ("unowned", Trigger::Unowned { delay: ms(60), cause: Cause::OwnerSilent }),
+        (
+            "unowned",
+            Trigger::Unowned {
+                delay: ms(60),
+                cause: Cause::OwnerSilent,
+            },
+        ),
         ("due", Trigger::Due),
         ("transmitted", Trigger::Transmitted),
-        ("higher claim", Trigger::Claim { higher: true, node: node(), mac: PEER }),
-        ("lower claim", Trigger::Claim { higher: false, node: node(), mac: PEER }),
+        (
+            "higher claim",
+            Trigger::Claim {
+                higher: true,
+                node: node(),
+                mac: PEER,
+            },
+        ),
+        (
+            "lower claim",
+            Trigger::Claim {
+                higher: false,
+                node: node(),
+                mac: PEER,
+            },
+        ),
         ("peer answers", Trigger::PeerAnswer { mac: PEER }),
-        ("better probes", Trigger::PeerProbe { outranks: true, mac: PEER }),
-        ("worse probes", Trigger::PeerProbe { outranks: false, mac: PEER }),
+        (
+            "better probes",
+            Trigger::PeerProbe {
+                outranks: true,
+                mac: PEER,
+            },
+        ),
+        (
+            "worse probes",
+            Trigger::PeerProbe {
+                outranks: false,
+                mac: PEER,
+            },
+        ),
         ("silent answers", Trigger::SilentAnswer { mac: PEER }),
         ("foreign", Trigger::Foreign { mac: FOREIGN }),
-        ("frozen", Trigger::Doubt { cause: Cause::Frozen }),
+        (
+            "frozen",
+            Trigger::Doubt {
+                cause: Cause::Frozen,
+            },
+        ),
         ("link down", Trigger::LinkDown),
-        ("resume", Trigger::Resume { cause: Cause::LinkChange }),
-        ("restart", Trigger::Resume { cause: Cause::Restart }),
-        ("ineligible", Trigger::Stop { cause: Cause::Ineligible }),
-        ("removed", Trigger::Stop { cause: Cause::Removed }),
+        (
+            "resume",
+            Trigger::Resume {
+                cause: Cause::LinkChange,
+            },
+        ),
+        (
+            "restart",
+            Trigger::Resume {
+                cause: Cause::Restart,
+            },
+        ),
+        (
+            "ineligible",
+            Trigger::Stop {
+                cause: Cause::Ineligible,
+            },
+        ),
+        (
+            "removed",
+            Trigger::Stop {
+                cause: Cause::Removed,
+            },
+        ),
     ]
 }
 
@@ -60,13 +137,20 @@ fn describe(machine: &Machine, actions: &[Action]) -> String {
     let mut text = match &machine.phase {
         Phase::Idle { retry } => format!("IDLE {}", due(*retry)),
         Phase::Wait { until, .. } => format!("WAIT {}", relative(*until)),
-        Phase::Probe { sent, due: at, keep, asked } => format!(
+        Phase::Probe {
+            sent,
+            due: at,
+            keep,
+            asked,
+        } => format!(
             "PROBE {sent} {}{}{}",
             due(*at),
             if *keep { " keep" } else { "" },
             if *asked { " asked" } else { "" }
         ),
-        Phase::Own { announced, due: at, .. } => {
+        Phase::Own {
+            announced, due: at, ..
+        } => {
             format!("OWN {} {announced} {}", machine.epoch, due(*at))
         }
         Phase::Blocked { retry } => format!("BLOCKED {}", relative(*retry)),
@@ -83,7 +167,10 @@ fn describe(machine: &Machine, actions: &[Action]) -> String {
             Action::Reconsider => "reconsider".to_owned(),
             Action::Owned(cause) => format!("Owned({cause})"),
             Action::Lost(cause, to) => {
-                format!("Lost({cause}{})", to.as_ref().map_or(String::new(), |to| format!(" {to}")))
+                format!(
+                    "Lost({cause}{})",
+                    to.as_ref().map_or(String::new(), |to| format!(" {to}"))
+                )
             }
             Action::Blocked(FOREIGN) => "Blocked".to_owned(),
             Action::Unblocked => "Unblocked".to_owned(),
@@ -98,7 +185,12 @@ fn describe(machine: &Machine, actions: &[Action]) -> String {
 fn cell(phase: &Phase, epoch: u64, trigger: &Trigger) -> String {
     let mut machine = Machine::in_phase(phase.clone(), epoch);
     machine.foreign = matches!(phase, Phase::Blocked { .. }).then_some((HOST, T));
-    if matches!(trigger, Trigger::Resume { cause: Cause::LinkChange }) {
+    if matches!(
+        trigger,
+        Trigger::Resume {
+            cause: Cause::LinkChange
+        }
+    ) {
         machine.resume = matches!(phase, Phase::Idle { .. });
     }
     let before = machine.clone();
@@ -211,7 +303,12 @@ removed | BLOCKED: IDLE -; Unblocked";
 
 fn own(now: Instant) -> Machine {
     let mut machine = Machine::in_phase(
-        Phase::Probe { sent: 2, due: Some(now), keep: false, asked: false },
+        Phase::Probe {
+            sent: 2,
+            due: Some(now),
+            keep: false,
+            asked: false,
+        },
         105,
     );
     machine.step(Trigger::Due, now, &Timers::default());
@@ -258,9 +355,13 @@ fn a_held_address_is_defended_once_in_ten_seconds_and_reported_once_a_minute() {
 fn a_lower_claim_is_contradicted_at_most_once_an_interval() {
     let timers = Timers::default();
     let mut machine = own(T);
-    let claim = || Trigger::Claim { higher: false, node: "b".to_owned(), mac: PEER };
-    let counts = [0, 1, 99, 100, 150, 200]
-        .map(|at| machine.step(claim(), T + ms(at), &timers).len());
+    let claim = || Trigger::Claim {
+        higher: false,
+        node: "b".to_owned(),
+        mac: PEER,
+    };
+    let counts =
+        [0, 1, 99, 100, 150, 200].map(|at| machine.step(claim(), T + ms(at), &timers).len());
     assert_eq!(counts, [2, 0, 0, 2, 0, 2]);
 }
 
@@ -269,14 +370,23 @@ fn a_silent_owner_gets_one_more_interval_and_only_once() {
     let timers = Timers::default();
     let soon = T + ms(5);
     let mut machine = Machine::in_phase(
-        Phase::Probe { sent: 2, due: Some(soon), keep: false, asked: false },
+        Phase::Probe {
+            sent: 2,
+            due: Some(soon),
+            keep: false,
+            asked: false,
+        },
         105,
     );
     let answer = || Trigger::SilentAnswer { mac: PEER };
     assert_eq!(machine.step(answer(), T, &timers), [Action::Ask(PEER)]);
     assert_eq!(machine.deadline(), Some(T + ms(20)));
     assert_eq!(machine.step(answer(), T + ms(10), &timers), []);
-    assert_eq!(machine.deadline(), Some(T + ms(20)), "it cannot put the claim off for ever");
+    assert_eq!(
+        machine.deadline(),
+        Some(T + ms(20)),
+        "it cannot put the claim off for ever"
+    );
 }
 
 #[test]
@@ -284,10 +394,16 @@ fn a_blocked_address_is_told_once_and_unblocked_when_it_is_claimed() {
     let timers = Timers::default();
     let mut machine = Machine::new(100, T);
     let foreign = || Trigger::Foreign { mac: FOREIGN };
-    let unowned = Trigger::Unowned { delay: Duration::ZERO, cause: Cause::FirstClaim };
+    let unowned = Trigger::Unowned {
+        delay: Duration::ZERO,
+        cause: Cause::FirstClaim,
+    };
     machine.step(unowned, T, &timers);
     machine.step(Trigger::Due, T, &timers);
-    assert_eq!(machine.step(foreign(), T, &timers), [Action::Blocked(FOREIGN)]);
+    assert_eq!(
+        machine.step(foreign(), T, &timers),
+        [Action::Blocked(FOREIGN)]
+    );
     assert_eq!(machine.step(foreign(), T, &timers), []);
     // Tried again: the host is still there.
     machine.step(Trigger::Due, T + ms(60_000), &timers);

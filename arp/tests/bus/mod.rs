@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use bellrock_arp::frame::{self, Arp, Credentials, Ethernet, Operation};
 use bellrock_arp::ownership::{Input, Output, Segment, SegmentConfig};
-use bellrock_arp::{
-    Assignment, Eligibility, Event, Instant, MacAddr, Recorded, State, Timers,
-};
+use bellrock_arp::{Assignment, Eligibility, Event, Instant, MacAddr, Recorded, State, Timers};
 
 pub(crate) const CREATED: u64 = 1_700_000_000;
 
@@ -46,7 +44,10 @@ pub(crate) fn assignment(order: &[usize]) -> Assignment {
 }
 
 pub(crate) fn recorded(owner: usize, epoch: u64) -> Option<Recorded> {
-    Some(Recorded { owner: name(owner), epoch })
+    Some(Recorded {
+        owner: name(owner),
+        epoch,
+    })
 }
 
 pub(crate) struct Node {
@@ -175,7 +176,13 @@ impl Bus {
         ));
         let told: Vec<_> = node.told.clone().into_iter().collect();
         for (address, assignment) in told {
-            self.feed(index, Input::Assign { address, assignment });
+            self.feed(
+                index,
+                Input::Assign {
+                    address,
+                    assignment,
+                },
+            );
         }
         self.feed(index, Input::Timeout);
     }
@@ -189,7 +196,13 @@ impl Bus {
     pub(crate) fn assign(&mut self, index: usize, address: IpAddr, assignment: Assignment) {
         self.watched.insert(address);
         self.nodes[index].told.insert(address, assignment.clone());
-        self.feed(index, Input::Assign { address, assignment });
+        self.feed(
+            index,
+            Input::Assign {
+                address,
+                assignment,
+            },
+        );
     }
 
     pub(crate) fn remove(&mut self, index: usize, address: IpAddr) {
@@ -199,7 +212,14 @@ impl Bus {
 
     pub(crate) fn link(&mut self, index: usize, up: bool) {
         self.nodes[index].up = up;
-        self.feed(index, Input::Link { up, mac: mac(index), local: BTreeSet::new() });
+        self.feed(
+            index,
+            Input::Link {
+                up,
+                mac: mac(index),
+                local: BTreeSet::new(),
+            },
+        );
     }
 
     pub(crate) fn freeze(&mut self, index: usize) {
@@ -219,8 +239,17 @@ impl Bus {
         self.view(index, address).state
     }
 
-    pub(crate) fn view(&self, index: usize, address: IpAddr) -> bellrock_arp::ownership::AddressView {
-        self.nodes[index].segment.as_ref().unwrap().address(address).unwrap()
+    pub(crate) fn view(
+        &self,
+        index: usize,
+        address: IpAddr,
+    ) -> bellrock_arp::ownership::AddressView {
+        self.nodes[index]
+            .segment
+            .as_ref()
+            .unwrap()
+            .address(address)
+            .unwrap()
     }
 
     pub(crate) fn counter(&self, index: usize, name: &str) -> u64 {
@@ -238,7 +267,9 @@ impl Bus {
                     .and_then(|segment| segment.address(address))
                     .is_some_and(|view| view.state == State::Own)
         };
-        (0..self.nodes.len()).filter(|index| owns(&self.nodes[*index])).collect()
+        (0..self.nodes.len())
+            .filter(|index| owns(&self.nodes[*index]))
+            .collect()
     }
 
     /// Events of a node since `since`.
@@ -257,7 +288,9 @@ impl Bus {
 
     pub(crate) fn feed(&mut self, index: usize, input: Input) {
         let now = self.now;
-        let Some(segment) = &mut self.nodes[index].segment else { return };
+        let Some(segment) = &mut self.nodes[index].segment else {
+            return;
+        };
         segment.handle(input, now);
         let mut outputs = Vec::new();
         while let Some(output) = segment.poll_output() {
@@ -332,7 +365,9 @@ impl Bus {
                 .min();
             let frame = self.flight.first_key_value().map(|((at, _), _)| *at);
             let next = timer.map(|(at, _)| at).into_iter().chain(frame).min();
-            let Some(next) = next.filter(|at| *at <= end) else { break };
+            let Some(next) = next.filter(|at| *at <= end) else {
+                break;
+            };
             self.now = self.now.max(next);
             if frame.is_some_and(|at| at <= next) {
                 let (_, (to, frame)) = self.flight.pop_first().unwrap();

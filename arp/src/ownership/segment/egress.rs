@@ -55,7 +55,15 @@ impl Segment {
                 }
             }
             Action::Reconsider => {
-                self.reconsider(address, Duration::ZERO, Cause::OwnerSilent, now);
+                let why = self
+                    .records
+                    .get(&address)
+                    .and_then(|record| record.machine.cause());
+                let cause = match why {
+                    Some(cause @ (Cause::OwnerLeft | Cause::OwnerReleased)) => cause,
+                    _ => Cause::OwnerSilent,
+                };
+                self.reconsider(address, Duration::ZERO, cause, now);
             }
             Action::Owned(cause) => {
                 let epoch = self.claim_of(address).unwrap_or_default();
