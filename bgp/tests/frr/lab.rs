@@ -161,7 +161,7 @@ impl Drop for Process {
 
 /// A capture of port 179 on the node.
 pub(crate) struct Capture {
-    _tcpdump: Process,
+    _dumpcap: Process,
     folder: tempfile::TempDir,
 }
 
@@ -169,19 +169,18 @@ impl Capture {
     pub(crate) fn start(node: &Netns) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let child = node
-            .command("tcpdump")
-            .args(["-Z", "root", "-U", "-n", "-i", "eth0", "-w"])
+            .command("dumpcap")
+            .args(["-q", "-P", "-i", "eth0", "-f", "tcp port 179", "-w"])
             .arg(folder.path().join("bgp.pcap"))
-            .args(["tcp", "port", "179"])
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
         let capture = Self {
-            _tcpdump: Process(child),
+            _dumpcap: Process(child),
             folder,
         };
         // The file's header is written once the socket is open.
-        wait_for("tcpdump", LONG, || {
+        wait_for("dumpcap", LONG, || {
             ensure!(std::fs::metadata(capture.folder.path().join("bgp.pcap"))?.len() >= 24);
             Ok(())
         });
@@ -196,7 +195,7 @@ impl Capture {
         for field in fields {
             command.args(["-e", field]);
         }
-        // While tcpdump writes, the last packet may be cut.
+        // While dumpcap writes, the last packet may be cut.
         let output = command.output()?;
         Ok(String::from_utf8_lossy(&output.stdout)
             .lines()
