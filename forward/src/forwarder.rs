@@ -49,6 +49,9 @@ pub struct Forwarder {
     synced: Synced,
     /// What this call found wrong with the table that was there.
     replaced: Option<String>,
+    /// A Service to which tests add what the kernel refuses.
+    #[cfg(test)]
+    spoiled: Option<ServiceKey>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +77,8 @@ impl Forwarder {
             refused: BTreeMap::new(),
             synced: Synced::Never,
             replaced: None,
+            #[cfg(test)]
+            spoiled: None,
         })
     }
 
@@ -185,9 +190,9 @@ impl Forwarder {
         }
     }
 
-    /// Removes the table, and with it all forwarding: for uninstalling.
-    /// Connections that are open go on, since the kernel's connection
-    /// tracking carries them.
+    /// Removes the table, and with it all forwarding: for uninstalling. Open
+    /// connections go on where another nat chain, such as kube-proxy's, keeps
+    /// the kernel translating; with the last one they end.
     ///
     /// # Errors
     /// As [`Forwarder::open`].
@@ -435,8 +440,12 @@ impl Forwarder {
     }
 
     fn commit(&mut self, prelude: Prelude, ops: Vec<diff::Op>) -> Result<(), Refusal> {
+        #[cfg(test)]
+        let ops = tests::spoil(ops, self.spoiled.as_ref());
         let result = self.table.commit(prelude, ops);
-        if result.is_err() && self.synced == Synced::Yes {
+        // A plain refusal leaves the table as it was.
+        let unsure = !matches!(result, Ok(()) | Err(Refusal::Services { stale: false, .. }));
+        if unsure && self.synced == Synced::Yes {
             self.synced = Synced::Unsure;
         }
         result
@@ -467,3 +476,6 @@ fn size(node: &Node, service: &Service) -> usize {
         })
         .sum()
 }
+
+#[cfg(test)]
+mod tests;

@@ -260,6 +260,10 @@ impl Table {
         if !now.is_empty() || prelude != Prelude::None {
             self.send(prelude, &now)?;
         }
+        if prelude == Prelude::Replace {
+            wait_for_packets();
+            self.send(Prelude::Reject, &[]).map_err(stale)?;
+        }
         self.commit_later(&later)
     }
 
@@ -268,22 +272,12 @@ impl Table {
         if later.is_empty() {
             return Ok(());
         }
-        #[allow(
-            clippy::disallowed_methods,
-            reason = "the driver waits for packets to pass"
-        )]
-        std::thread::sleep(PACKET_AGE);
+        wait_for_packets();
         let mut later: Vec<Op> = later.to_vec();
         // What leads to others goes before them, also across batches.
         later.sort_by_key(|op| op.step());
         for part in later.chunks(self.batch_limit()) {
-            // By now the first batch is in force: a refusal of the second can
-            // only mean that the table is not as we thought.
-            self.send(Prelude::None, part)
-                .map_err(|refusal| match refusal {
-                    Refusal::Services { .. } => Refusal::Stale(Error::NoAnswer),
-                    other => other,
-                })?;
+            self.send(Prelude::None, part).map_err(stale)?;
         }
         Ok(())
     }
@@ -306,7 +300,10 @@ impl Table {
         self.done.batches += 1;
         self.done.added += batch.added;
         self.done.deleted += batch.deleted;
-        if prelude != Prelude::None {
+        if matches!(
+            prelude,
+            Prelude::Create | Prelude::Replace | Prelude::Remove
+        ) {
             self.sizes.clear();
         }
         for op in ops {
@@ -319,6 +316,24 @@ impl Table {
         }
         self.generation = self.read_generation()?;
         Ok(())
+    }
+}
+
+/// Lets the packets pass that may have begun before the last batch.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the driver waits for packets to pass"
+)]
+fn wait_for_packets() {
+    std::thread::sleep(PACKET_AGE);
+}
+
+/// A refusal of the second batch, when the first is in force: it can only mean
+/// that the table is not as we thought.
+fn stale(refusal: Refusal) -> Refusal {
+    match refusal {
+        Refusal::Services { .. } => Refusal::Stale(Error::NoAnswer),
+        other => other,
     }
 }
 

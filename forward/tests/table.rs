@@ -326,7 +326,7 @@ fn a_table_of_another_version_is_replaced() {
         host.sh(&format!("nft flush ruleset; echo '{other}' | nft -f -"))
             .unwrap();
         let report = open(&host).sync(&node(), &shapes()).unwrap();
-        assert_eq!((report.programmed, report.batches), (shapes().len(), 1));
+        assert_eq!((report.programmed, report.batches), (shapes().len(), 2));
         assert!(!chains(&host).contains("x"));
         assert_nothing_to_do(&host, &node(), &shapes());
         let report = open(&host).sync(&node(), &Services::new()).unwrap();
@@ -335,7 +335,7 @@ fn a_table_of_another_version_is_replaced() {
     host.sh("nft flush ruleset; nft add table inet bellrock")
         .unwrap();
     let report = open(&host).sync(&node(), &Services::new()).unwrap();
-    assert_eq!((report.programmed, report.batches), (0, 1));
+    assert_eq!((report.programmed, report.batches), (0, 2));
     assert_nothing_to_do(&host, &node(), &Services::new());
 }
 
@@ -476,7 +476,7 @@ fn many_services_are_loaded_in_batches_and_adopted_as_they_are() {
     host.sh("nft flush ruleset; nft add table inet bellrock")
         .unwrap();
     let report = forwarder.sync(&node(), &services).unwrap();
-    assert_eq!((report.programmed, report.batches), (2_501, 1));
+    assert_eq!((report.programmed, report.batches), (2_501, 2));
     let all = services.keys().map(|key| (key.clone(), None)).collect();
     let report = forwarder.apply(all).unwrap();
     assert_eq!(report.programmed, 0);

@@ -8,7 +8,7 @@ use crate::diff::{Action, Op};
 use crate::family::{push_address, successor};
 use crate::model::ServiceKey;
 use crate::netlink::expr::{Expr, Verdict, write_verdict};
-use crate::netlink::layout::{self, CHAINS, Chain, Data, INET, Set, TABLE};
+use crate::netlink::layout::{self, CHAINS, Chain, Data, INET, Set, TABLE, UNSERVED};
 use crate::netlink::wire::{
     HEADER, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, Open, Writer,
 };
@@ -87,8 +87,12 @@ pub(crate) enum Prelude {
     None,
     /// The table is made.
     Create,
-    /// The table that is there goes, and a new one is made.
+    /// The table that is there goes, and a new one is made, which drops what
+    /// is unserved: a packet can pass both tables' chains just when neither
+    /// translates it, and a client had better repeat it than give up.
     Replace,
+    /// The table learns to reject.
+    Reject,
     /// The table that is there goes, and nothing comes.
     Remove,
 }
@@ -146,7 +150,10 @@ pub(crate) fn batch(prelude: Prelude, ops: &[Op], mark: bool) -> Batch {
     }
     if matches!(prelude, Prelude::Create | Prelude::Replace) {
         e.table(Some(&layout_comment()));
-        e.layout();
+        e.layout(prelude == Prelude::Create);
+    }
+    if prelude == Prelude::Reject {
+        e.reject();
     }
     e.ops(ops);
     let acknowledged = e.acknowledge();
@@ -192,7 +199,7 @@ impl Encoder {
         self.w.end_message(m);
     }
 
-    fn layout(&mut self) {
+    fn layout(&mut self, rejects: bool) {
         for (id, set) in (1..).zip(Set::all()) {
             self.set(set, id);
         }
@@ -200,7 +207,20 @@ impl Encoder {
             self.chain(chain);
         }
         for chain in CHAINS.iter() {
-            self.rules(chain);
+            if rejects || chain.name != UNSERVED {
+                self.rules(chain);
+            } else if let Some(last) = chain.rules.last() {
+                self.rule(chain.name, last, NLM_F_APPEND);
+            }
+        }
+    }
+
+    /// Puts what [`Encoder::layout`] left out before what it did not.
+    fn reject(&mut self) {
+        for chain in CHAINS.iter().filter(|chain| chain.name == UNSERVED) {
+            for rule in chain.rules.iter().rev().skip(1) {
+                self.rule(chain.name, rule, 0);
+            }
         }
     }
 
@@ -219,12 +239,18 @@ impl Encoder {
 
     fn rules(&mut self, chain: &Chain<'_>) {
         for rule in &chain.rules {
-            let m = self.start(Kind::NewRule, NLM_F_CREATE | NLM_F_APPEND);
-            self.w.string(ATTR_RULE_TABLE, TABLE);
-            self.w.string(ATTR_RULE_CHAIN, chain.name);
-            write_expressions(&mut self.w, rule);
-            self.w.end_message(m);
+            self.rule(chain.name, rule, NLM_F_APPEND);
         }
+    }
+
+    /// A rule at the end of its chain, or at its head without
+    /// [`NLM_F_APPEND`].
+    fn rule(&mut self, chain: &str, rule: &[Expr<'_>], place: u16) {
+        let m = self.start(Kind::NewRule, NLM_F_CREATE | place);
+        self.w.string(ATTR_RULE_TABLE, TABLE);
+        self.w.string(ATTR_RULE_CHAIN, chain);
+        write_expressions(&mut self.w, rule);
+        self.w.end_message(m);
     }
 
     fn ops(&mut self, ops: &[Op]) {
@@ -500,7 +526,7 @@ pub(crate) fn layout_comment() -> String {
             added: 0,
             deleted: 0,
         };
-        e.layout();
+        e.layout(true);
         // And the chains of classes, by one of each kind.
         for n in 0..16 {
             let id = 0xbe00_0000 | n << 20 | 2;

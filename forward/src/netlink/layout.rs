@@ -29,6 +29,8 @@ use crate::netlink::expr::{Ct, Expr, Found, Header, Meta, Register, Verdict};
 
 /// The table's name.
 pub(crate) const TABLE: &str = "bellrock";
+/// The chain that rejects what no Service has; its last rule drops the rest.
+pub(crate) const UNSERVED: &str = "unserved";
 /// `NFPROTO_INET`.
 pub(crate) const INET: u8 = 1;
 /// The seed of the client hash, the same on every node.
@@ -266,7 +268,7 @@ pub(crate) static CHAINS: LazyLock<Vec<Chain<'static>>> = LazyLock::new(|| {
     };
     let (v4, v6) = (Family::V4, Family::V6);
     vec![
-        chain("unserved", unserved()),
+        chain(UNSERVED, unserved()),
         chain("outside4", outside(v4)),
         chain("outside6", outside(v6)),
         chain("inside4", inside(v4)),
@@ -491,7 +493,7 @@ fn guard() -> Vec<Rule> {
 
 fn guard_host() -> Vec<Rule> {
     Family::ALL
-        .map(|f| rule([to_address_of_ours(f), vec![goto("unserved")]]))
+        .map(|f| rule([to_address_of_ours(f), vec![goto(UNSERVED)]]))
         .into()
 }
 

@@ -78,7 +78,7 @@ fn service() -> impl Strategy<Value = Arc<Service>> {
         btree_set(select(addresses).prop_map(ip), 0..3),
         vec(port(), 0..3),
         select(vec![ExternalPolicy::Cluster, ExternalPolicy::Local]),
-        prop::bool::weighted(0.2),
+        prop::bool::weighted(0.1),
         subsequence(ranges, 0..=4),
     )
         .prop_map(|(addresses, ports, policy, affinity, ranges)| Service {
@@ -228,7 +228,7 @@ fn weight(service: &Service) -> usize {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn any_way_leads_to_the_same_content_by_batches_in_proportion(
