@@ -30,7 +30,7 @@ pub(crate) fn print_value(output: Output, value: &impl Serialize) -> Result<bool
 pub(crate) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table
-        .load_preset(presets::NOTHING)
+        .load_style(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Disabled)
         .set_header(header.iter().copied());
     table
