@@ -186,25 +186,22 @@ impl Driver {
             }
             Report::Resumed(kind) => {
                 self.interrupted.remove(&kind);
-                if self.interrupted.is_empty() && self.logged.take().is_some() {
+                if self.interrupted.is_empty() {
                     tracing::info!("the API server answers again");
                 }
             }
         }
     }
 
-    /// Starts the clock of a Service that is seen for the first time without an address.
+    /// Starts the clock of a Service that is seen for the first time without an address, and stops
+    /// it when it has one: here or in the answer to our own write, whichever comes first.
     fn note_new(&mut self, change: &Change) {
         match change {
+            Change::Service(key, view) if !view.ingress.is_empty() => self.note_address(key),
             Change::Service(key, view) => {
-                if view.is_load_balancer
-                    && view.ingress.is_empty()
-                    && view.condition().is_none()
-                    && self.core.is_synced()
-                {
+                let is_new = view.is_load_balancer && view.condition().is_none();
+                if is_new && self.core.is_synced() {
                     self.new.entry(key.clone()).or_insert_with(Instant::now);
-                } else {
-                    self.new.remove(key);
                 }
             }
             Change::Gone(Kind::Service, namespace, name, _) => {
@@ -217,6 +214,12 @@ impl Driver {
             | Change::VirtualIp(..)
             | Change::Gone(..)
             | Change::Complete(..) => {}
+        }
+    }
+
+    fn note_address(&mut self, key: &ServiceKey) {
+        if let Some(since) = self.new.remove(key) {
+            self.metrics.latency(since.elapsed());
         }
     }
 
@@ -286,10 +289,11 @@ impl Driver {
                 self.core.vip_deleted(ip, &uid, self.now());
             }
             Answer::Service { key, view, event } => {
-                if let Some(since) = self.new.remove(&key)
-                    && !view.ingress.is_empty()
-                {
-                    self.metrics.latency(since.elapsed());
+                if view.ingress.is_empty() {
+                    // Refused: how long it waits from here on is not our speed.
+                    self.new.remove(&key);
+                } else {
+                    self.note_address(&key);
                 }
                 if let Some((reason, note)) = event {
                     let addresses: Vec<String> = view
@@ -401,12 +405,17 @@ impl Driver {
             self.waiting.send_replace(None);
             return;
         }
-        let parts: Vec<String> = self
-            .core
-            .unsynced()
-            .map(|kind| match self.interrupted.get(&kind) {
-                Some(error) => format!("{} ({error})", kind.as_str()),
-                None => kind.as_str().to_owned(),
+        // Kinds that fail alike are named together.
+        let mut kinds: BTreeMap<Option<&String>, Vec<&str>> = BTreeMap::new();
+        for kind in self.core.unsynced() {
+            let error = self.interrupted.get(&kind);
+            kinds.entry(error).or_default().push(kind.as_str());
+        }
+        let parts: Vec<String> = kinds
+            .into_iter()
+            .map(|(error, kinds)| match error {
+                Some(error) => format!("{} ({error})", kinds.join(", ")),
+                None => kinds.join(", "),
             })
             .collect();
         self.waiting

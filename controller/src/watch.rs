@@ -15,7 +15,7 @@ use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use kube::api::{ApiResource, DynamicObject};
 use kube::core::PartialObjectMeta;
-use kube::runtime::utils::Backoff;
+use kube::runtime::utils::{Backoff, ResetTimerBackoff};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -26,6 +26,9 @@ use crate::core::{Change, Kind};
 use crate::pools::PoolView;
 use crate::view::{AdvertisementView, NodeView, ServiceView, Version, VipView};
 use crate::{MANAGED_BY_LABEL, MANAGED_BY_VALUE};
+
+/// After so long without an error, the next one is the first again.
+const PATIENCE_RESET: Duration = Duration::from_secs(10);
 
 /// What a watch reports.
 #[derive(Debug)]
@@ -90,16 +93,19 @@ async fn follow<K>(
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let stream = watcher(api, watcher::Config::default())
-        .backoff(Patience::default())
+        .backoff(ResetTimerBackoff::new(Patience::default(), PATIENCE_RESET))
         .modify(|object| object.meta_mut().managed_fields = None);
     let mut stream = std::pin::pin!(stream);
     let mut listed: BTreeSet<(String, String)> = BTreeSet::new();
     let mut interrupted = false;
     while let Some(event) = stream.next().await {
         let mut out = Vec::new();
-        if std::mem::replace(&mut interrupted, event.is_err()) && event.is_ok() {
+        // `Init` says only that listing is about to be tried.
+        let alive = !matches!(event, Err(_) | Ok(watcher::Event::Init));
+        if alive && std::mem::take(&mut interrupted) {
             out.push(Report::Resumed(kind));
         }
+        interrupted |= event.is_err();
         match event {
             Ok(watcher::Event::Init) => listed.clear(),
             Ok(watcher::Event::InitApply(object)) => {

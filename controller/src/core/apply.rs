@@ -114,8 +114,12 @@ impl Core {
         self.follow_vip(ip);
         self.queue.push(Work::Vip(ip));
         let vip = &self.vips[&ip];
-        if before.is_some_and(|before| before.spec.pool != vip.spec.pool) {
-            // Their conditions name the pool.
+        let same = |before: VipView| {
+            before.spec.pool == vip.spec.pool && before.spec.claims == vip.spec.claims
+        };
+        if !before.is_some_and(same) {
+            // Their conditions name the pool, and their claims may not say what they should: an
+            // earlier write of ours whose answer was lost may arrive here.
             for claim in &vip.spec.claims {
                 self.queue.push(Work::Service(ServiceKey::new(
                     &claim.namespace,

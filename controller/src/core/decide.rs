@@ -11,7 +11,7 @@ use bellrock_api::{AllocationReason, Claim as VipClaim, VirtualIPSpec};
 use k8s_openapi::api::core::v1::LoadBalancerIngress;
 
 use super::{Core, OurCondition, Refused, StatusPatch, Write};
-use crate::ipam::{Claim, Family, Refusal, Request, ServiceKey, Settlement};
+use crate::ipam::{Backend, Claim, Family, Refusal, Request, ServiceKey, Settlement};
 use crate::view::{ServiceView, VipView, port_claims};
 
 impl Core {
@@ -150,7 +150,7 @@ impl Core {
         let vip = vip.clone();
         let mut claims = vip.spec.claims.clone();
         claims.retain(|c| c.namespace != key.namespace || c.name != key.name);
-        self.drop_orphans(&vip, &mut claims);
+        self.drop_orphans(ip, &vip, &mut claims);
         if claims.is_empty() && vip.managed {
             return Some(Write::DeleteVip {
                 ip,
@@ -191,7 +191,7 @@ impl Core {
     /// have with them. The claims of all sharers are brought up to date together: whoever joins was
     /// admitted on the terms that the others have now, not on those that were written last.
     fn rewrite(&mut self, ip: IpAddr, vip: &VipView, mut claims: Vec<VipClaim>) -> Write {
-        self.drop_orphans(vip, &mut claims);
+        self.drop_orphans(ip, vip, &mut claims);
         for claim in &mut claims {
             let key = ServiceKey::new(&claim.namespace, &claim.name);
             let terms = self.allocator.holding(ip).and_then(|h| h.claims.get(&key));
@@ -211,12 +211,21 @@ impl Core {
         }
     }
 
-    /// Takes off the claims of Services that are gone or not ours any more; on a VirtualIP made by
-    /// hand they are reservations.
-    fn drop_orphans(&self, vip: &VipView, claims: &mut Vec<VipClaim>) {
-        if vip.managed {
-            claims.retain(|c| self.ours(&ServiceKey::new(&c.namespace, &c.name)).is_some());
+    /// Takes off the claims of Services that are gone or not ours any more, or were so when the
+    /// book last looked; on a VirtualIP made by hand they are reservations.
+    fn drop_orphans(&self, ip: IpAddr, vip: &VipView, claims: &mut Vec<VipClaim>) {
+        if !vip.managed {
+            return;
         }
+        let known = |key: &ServiceKey| {
+            let claim = self.allocator.holding(ip).and_then(|h| h.claims.get(key));
+            // One that is not in the book yet is the one that is being added.
+            claim.is_none_or(|claim| claim.backend != Backend::Unknown)
+        };
+        claims.retain(|c| {
+            let key = ServiceKey::new(&c.namespace, &c.name);
+            self.ours(&key).is_some() && known(&key)
+        });
     }
 
     fn note_refusal(&mut self, key: &ServiceKey, now: Option<Refused>) {
@@ -264,7 +273,7 @@ impl Core {
         let (met, reason, message) = verdict(service, have, settlement, |ip| {
             let picked = settlement.take.iter().find(|pick| pick.address == ip);
             let recorded = self.vips.get(&ip).and_then(|vip| vip.spec.pool.clone());
-            picked.map(|pick| pick.pool.clone()).or(recorded)
+            picked.map(|pick| pick.pool.clone()).or_else(|| self.pool_for(ip, recorded))
         });
         let present = service.condition();
         let told = present.is_some_and(|c| {
