@@ -102,7 +102,7 @@ impl Forwarder {
             .iter()
             .map(|(key, service)| (Arc::new(key.clone()), Arc::new(service.clone())))
             .collect();
-        self.resync(node.clone(), wanted)?;
+        self.resync(node, wanted)?;
         Ok(self.report())
     }
 
@@ -150,7 +150,7 @@ impl Forwarder {
                 let mut ops = Vec::new();
                 self.state.change_networks(node.clone(), &mut ops);
                 if self.commit(Prelude::None, ops).is_err() {
-                    self.resync(node.clone(), self.state.services().clone())?;
+                    self.resync(node, self.state.services().clone())?;
                 }
             }
             Synced::Yes => {
@@ -159,10 +159,10 @@ impl Forwarder {
                     .bring(there, node, self.state.services().clone())
                     .is_err()
                 {
-                    self.resync(node.clone(), self.state.services().clone())?;
+                    self.resync(node, self.state.services().clone())?;
                 }
             }
-            Synced::Unsure => self.resync(node.clone(), self.state.services().clone())?,
+            Synced::Unsure => self.resync(node, self.state.services().clone())?,
         }
         Ok(self.report())
     }
@@ -239,20 +239,20 @@ impl Forwarder {
                 None => wanted.remove(key),
             };
         }
-        self.resync(self.state.node().clone(), wanted)
+        self.resync(&self.state.node().clone(), wanted)
     }
 
     /// Reads the table and makes it carry exactly these Services.
     fn resync(
         &mut self,
-        node: Node,
+        node: &Node,
         wanted: BTreeMap<Arc<ServiceKey>, Arc<Service>>,
     ) -> Result<(), Error> {
         if self.synced == Synced::Yes {
             self.synced = Synced::Unsure;
         }
         let there = self.table.read()?;
-        self.bring(there, &node, wanted)
+        self.bring(there, node, wanted)
             .map_err(|refusal| match refusal {
                 Refusal::Stale(error) | Refusal::Other(error) => error,
                 Refusal::Services { .. } => Error::NoAnswer,

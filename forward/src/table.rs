@@ -9,12 +9,14 @@ use crate::diff::{Action, Op, When};
 use crate::errno;
 use crate::error::Error;
 use crate::model::ServiceKey;
-use crate::netlink::decode::{Answer, Reader, is_our_layout};
-use crate::netlink::encode::{
-    self, ATTR_CHAIN_TABLE, ATTR_LIST_SET, ATTR_LIST_TABLE, ATTR_RULE_TABLE, ATTR_SET_TABLE,
-    ATTR_TABLE_NAME, Kind, Mark, Prelude,
+use crate::netlink::abi::{
+    ATTR_CHAIN_TABLE, ATTR_LIST_SET, ATTR_LIST_TABLE, ATTR_RULE_TABLE, ATTR_SET_TABLE,
+    ATTR_TABLE_NAME, Kind,
 };
-use crate::netlink::layout::{Set, TABLE};
+use crate::netlink::decode::{Answer, Reader, is_our_layout};
+use crate::netlink::encode::{self, Mark, Prelude};
+use crate::netlink::layout::TABLE;
+use crate::netlink::sets::Set;
 use crate::netlink::socket::Socket;
 
 /// How long a packet can be between two lookups, amply. Measured: at 1 ms no

@@ -1,6 +1,12 @@
 //! What a large load costs. Prints its figures; the limits are those of a
 //! busy machine and a build without optimisation.
-#![allow(clippy::disallowed_methods, reason = "measures time")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    clippy::cast_precision_loss,
+    reason = "a test: it fails loudly, measures time and prints it"
+)]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The table itself: what the kernel and `nft` make of what we write.
+#![allow(clippy::unwrap_used, reason = "a test fails loudly")]
 
 mod common;
 

@@ -8,13 +8,16 @@ use std::net::IpAddr;
 use crate::content::{Class, Entry, Front, Range, Value};
 use crate::family::{Family, predecessor};
 use crate::model::Protocol;
-use crate::netlink::encode::{
+use crate::netlink::abi::{
     ATTR_CHAIN_NAME, ATTR_CHAIN_TABLE, ATTR_ELEM_DATA, ATTR_ELEM_FLAGS, ATTR_ELEM_KEY,
     ATTR_ELEM_KEY_END, ATTR_LIST_ELEMENTS, ATTR_RULE_CHAIN, ATTR_RULE_EXPRESSIONS, ATTR_SET_COUNT,
     ATTR_SET_NAME, ATTR_SET_TABLE, ATTR_TABLE_USERDATA, DATA_VALUE, INTERVAL_END, LIST_ELEM,
+};
+use crate::netlink::encode::{
     layout_comment, with_class, write_chain, write_expressions, write_set,
 };
-use crate::netlink::layout::{CHAINS, Chain, Set, TABLE};
+use crate::netlink::layout::{CHAINS, Chain, TABLE};
+use crate::netlink::sets::Set;
 use crate::netlink::wire::{Attributes, Message, Writer, contained, string};
 
 /// What the kernel says to one message of ours.

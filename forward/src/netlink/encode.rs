@@ -7,74 +7,21 @@ use crate::content::{Class, Entry, Value};
 use crate::diff::{Action, Op};
 use crate::family::{push_address, successor};
 use crate::model::ServiceKey;
+use crate::netlink::abi::{
+    ATTR_CHAIN_HOOK, ATTR_CHAIN_NAME, ATTR_CHAIN_POLICY, ATTR_CHAIN_TABLE, ATTR_CHAIN_TYPE,
+    ATTR_ELEM_DATA, ATTR_ELEM_FLAGS, ATTR_ELEM_KEY, ATTR_ELEM_KEY_END, ATTR_LIST_ELEMENTS,
+    ATTR_LIST_SET, ATTR_LIST_TABLE, ATTR_RULE_CHAIN, ATTR_RULE_EXPRESSIONS, ATTR_RULE_TABLE,
+    ATTR_SET_DATA_LEN, ATTR_SET_DATA_TYPE, ATTR_SET_DESC, ATTR_SET_FLAGS, ATTR_SET_ID,
+    ATTR_SET_KEY_LEN, ATTR_SET_KEY_TYPE, ATTR_SET_NAME, ATTR_SET_TABLE, ATTR_TABLE_NAME,
+    ATTR_TABLE_USERDATA, BATCH_BEGIN, BATCH_END, DATA_TYPE_VERDICT, DATA_VALUE, INTERVAL_END, Kind,
+    LIST_ELEM, SUBSYSTEM,
+};
 use crate::netlink::expr::{Expr, Verdict, write_verdict};
-use crate::netlink::layout::{self, CHAINS, Chain, Data, INET, Set, TABLE, UNSERVED};
+use crate::netlink::layout::{self, CHAINS, Chain, INET, TABLE, UNSERVED};
+use crate::netlink::sets::{Data, Set};
 use crate::netlink::wire::{
     HEADER, NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, Open, Writer,
 };
-
-/// `NFNL_SUBSYS_NFTABLES`.
-const SUBSYSTEM: u16 = 10;
-const BATCH_BEGIN: u16 = 0x10;
-const BATCH_END: u16 = 0x11;
-
-/// Message types of the nftables subsystem.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u16)]
-pub(crate) enum Kind {
-    NewTable = 0,
-    GetTable = 1,
-    DelTable = 2,
-    NewChain = 3,
-    GetChain = 4,
-    DelChain = 5,
-    NewRule = 6,
-    GetRule = 7,
-    NewSet = 9,
-    GetSet = 10,
-    NewSetElem = 12,
-    GetSetElem = 13,
-    DelSetElem = 14,
-    GetGen = 16,
-}
-
-impl Kind {
-    pub(crate) const fn number(self) -> u16 {
-        SUBSYSTEM << 8 | self as u16
-    }
-}
-
-pub(crate) const ATTR_TABLE_NAME: u16 = 1;
-pub(crate) const ATTR_TABLE_USERDATA: u16 = 6;
-pub(crate) const ATTR_CHAIN_TABLE: u16 = 1;
-pub(crate) const ATTR_CHAIN_NAME: u16 = 3;
-pub(crate) const ATTR_CHAIN_HOOK: u16 = 4;
-const ATTR_CHAIN_POLICY: u16 = 5;
-pub(crate) const ATTR_CHAIN_TYPE: u16 = 7;
-pub(crate) const ATTR_RULE_TABLE: u16 = 1;
-pub(crate) const ATTR_RULE_CHAIN: u16 = 2;
-pub(crate) const ATTR_RULE_EXPRESSIONS: u16 = 4;
-pub(crate) const ATTR_SET_TABLE: u16 = 1;
-pub(crate) const ATTR_SET_NAME: u16 = 2;
-const ATTR_SET_FLAGS: u16 = 3;
-const ATTR_SET_KEY_TYPE: u16 = 4;
-const ATTR_SET_KEY_LEN: u16 = 5;
-const ATTR_SET_DATA_TYPE: u16 = 6;
-const ATTR_SET_DATA_LEN: u16 = 7;
-const ATTR_SET_DESC: u16 = 9;
-const ATTR_SET_ID: u16 = 10;
-pub(crate) const ATTR_SET_COUNT: u16 = 20;
-pub(crate) const ATTR_ELEM_KEY: u16 = 1;
-pub(crate) const ATTR_ELEM_DATA: u16 = 2;
-pub(crate) const ATTR_ELEM_FLAGS: u16 = 3;
-pub(crate) const ATTR_ELEM_KEY_END: u16 = 10;
-pub(crate) const ATTR_LIST_TABLE: u16 = 1;
-pub(crate) const ATTR_LIST_SET: u16 = 2;
-pub(crate) const ATTR_LIST_ELEMENTS: u16 = 3;
-pub(crate) const LIST_ELEM: u16 = 1;
-pub(crate) const DATA_VALUE: u16 = 1;
-pub(crate) const INTERVAL_END: u32 = 1;
-const DATA_TYPE_VERDICT: u32 = 0xffff_ff00;
 
 /// The most bytes of one element list; the length of an attribute ends at
 /// 64 KiB.

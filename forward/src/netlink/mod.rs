@@ -1,11 +1,14 @@
-//! nftables over netlink: bytes ([`wire`]), rule expressions ([`expr`]), the
-//! table's fixed part ([`layout`]), messages to the kernel ([`encode`]) and
-//! from it ([`decode`]), and the socket ([`socket`]).
+//! nftables over netlink: bytes ([`wire`]), the kernel's numbers ([`abi`]),
+//! rule expressions ([`expr`]), the table's sets ([`sets`]) and chains
+//! ([`layout`]), messages to the kernel ([`encode`]) and from it ([`decode`]),
+//! and the socket ([`socket`]).
 
+pub(crate) mod abi;
 pub(crate) mod decode;
 pub(crate) mod encode;
 pub(crate) mod expr;
 pub(crate) mod layout;
+pub(crate) mod sets;
 pub(crate) mod socket;
 pub(crate) mod wire;
 

@@ -15,7 +15,8 @@ use crate::diff::{Action, Op, When};
 use crate::family::Family;
 use crate::model::Protocol;
 use crate::netlink::encode::{Prelude, batch, layout_comment};
-use crate::netlink::layout::{CHAINS, Set, UNSERVED};
+use crate::netlink::layout::{CHAINS, UNSERVED};
+use crate::netlink::sets::Set;
 
 fn decode(bytes: &[u8]) -> Vec<NfTablesMessage> {
     let mut rest = bytes;

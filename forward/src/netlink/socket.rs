@@ -8,8 +8,9 @@ use netlink_sys::{Socket as Netlink, SocketAddr};
 
 use crate::errno;
 use crate::error::Error;
+use crate::netlink::abi::Kind;
 use crate::netlink::decode::{Answer, answer};
-use crate::netlink::encode::{Batch, Kind, request};
+use crate::netlink::encode::{Batch, request};
 use crate::netlink::wire::{Message, Messages, NLM_F_DUMP_INTR, Writer};
 
 const NLMSG_ERROR: u16 = 2;

@@ -6,7 +6,9 @@ pub(crate) mod lab;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use bellrock_forward::{Endpoint, ExternalPolicy, Node, Port, Protocol, Service, ServiceKey};
+use bellrock_forward::{
+    Endpoint, ExternalPolicy, Forwarder, Node, Port, Protocol, Service, ServiceKey,
+};
 
 pub(crate) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -28,11 +30,34 @@ pub(crate) fn node() -> Node {
     }
 }
 
-pub(crate) fn service() -> Service {
+pub(crate) const NODE_PORT: u16 = 30_080;
+
+/// TCP and UDP on port 80, with node ports.
+pub(crate) fn service(
+    a: &lab::Addresses,
+    policy: ExternalPolicy,
+    endpoints: &[Endpoint],
+) -> Service {
     Service {
-        addresses: [ip("203.0.113.10")].into(),
+        addresses: [a.vip].into(),
+        ports: [Protocol::Tcp, Protocol::Udp]
+            .map(|protocol| Port {
+                node_port: Some(NODE_PORT),
+                ..port(protocol, 80, endpoints)
+            })
+            .into(),
+        policy,
         ..Service::default()
     }
+}
+
+/// A forwarder on node1 that carries one Service, `web`.
+pub(crate) fn with(lab: &lab::Lab, service: &Service) -> Forwarder {
+    let mut forwarder = lab.node1.run(Forwarder::open).unwrap().unwrap();
+    let all = [(key("web"), service.clone())].into();
+    let report = forwarder.sync(&lab::Lab::node(), &all).unwrap();
+    assert_eq!((report.programmed, report.refused), (1, BTreeMap::new()));
+    forwarder
 }
 
 pub(crate) fn port(protocol: Protocol, port: u16, endpoints: &[Endpoint]) -> Port {
