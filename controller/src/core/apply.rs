@@ -53,14 +53,12 @@ impl Core {
 
     /// Takes in a Service as our own write returned it, unless it is gone by now.
     pub fn service_written(&mut self, key: &ServiceKey, view: ServiceView) {
-        if let Some(present) = self.services.get_mut(key)
-            && present.version.is_older_than(&view.version)
+        if self
+            .services
+            .get(key)
+            .is_some_and(|present| present.version.is_older_than(&view.version))
         {
-            let same = present.same_but_version(&view);
-            *present = view;
-            if !same {
-                self.queue.push(Work::Service(key.clone()));
-            }
+            self.apply_service(key.clone(), view);
         }
     }
 
@@ -74,8 +72,12 @@ impl Core {
             .services
             .get(&key)
             .is_some_and(|present| view.same_but_version(present));
-        // A Service that is not ours and holds nothing costs nothing but its place in the map.
-        self.services.insert(key.clone(), view);
+        if view.is_load_balancer || view.condition().is_some() {
+            self.services.insert(key.clone(), view);
+        } else if self.services.remove(&key).is_none() {
+            // Most Services of most clusters are none of our business, and cost nothing.
+            return;
+        }
         if !quiet {
             self.queue.push(Work::Service(key));
         }

@@ -86,7 +86,8 @@ impl Core {
             && let Some(condition) = service.condition()
         {
             // It was ours: what we wrote goes. What somebody else wrote since stays.
-            let ours = condition.status == "True"
+            let ours = !service.is_load_balancer
+                || condition.status == "True"
                 || service
                     .status_addresses()
                     .iter()
@@ -273,7 +274,9 @@ impl Core {
         let (met, reason, message) = verdict(service, have, settlement, |ip| {
             let picked = settlement.take.iter().find(|pick| pick.address == ip);
             let recorded = self.vips.get(&ip).and_then(|vip| vip.spec.pool.clone());
-            picked.map(|pick| pick.pool.clone()).or_else(|| self.pool_for(ip, recorded))
+            picked
+                .map(|pick| pick.pool.clone())
+                .or_else(|| self.pool_for(ip, recorded))
         });
         let present = service.condition();
         let told = present.is_some_and(|c| {

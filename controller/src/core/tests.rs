@@ -7,4 +7,6 @@
 
 mod cluster;
 mod faults;
-mod tables;
+mod records;
+mod requests;
+mod runner;

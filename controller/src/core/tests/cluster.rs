@@ -1,8 +1,7 @@
-//! The model of the API server, and a controller that runs on it one step at a time.
+//! The model of the API server, as far as the controller sees it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
-use std::time::Duration;
 
 use bellrock_api::annotations::{
     ADDRESS_POOL, CONDITION_LOAD_BALANCER, LOAD_BALANCER_IPS, SHARING_KEY,
@@ -12,21 +11,10 @@ use k8s_openapi::api::core::v1::{LoadBalancerStatus, Node, Service, ServiceStatu
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use serde_json::{Value, json};
 
-use crate::core::{Change, Core, Kind, OurCondition, Plan, Settings, Work, Write};
+use crate::core::{Change, Kind, OurCondition, Write};
 use crate::ipam::ServiceKey;
 use crate::pools::PoolView;
 use crate::view::{AdvertisementView, Labels, NodeView, ServiceView, Version, VipView};
-
-/// How a write ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
-    /// It is made, and the answer arrives.
-    Made,
-    /// It does not reach the API server.
-    Lost,
-    /// It is made, and the answer is lost.
-    Unanswered,
-}
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Refused {
@@ -46,7 +34,7 @@ pub(super) struct Cluster {
     pub(super) vips: BTreeMap<String, VipView>,
     versions: u64,
     /// Told to the watches, not yet received.
-    news: VecDeque<Change>,
+    pub(super) news: VecDeque<Change>,
     /// Every write that was accepted.
     pub(super) writes: Vec<Write>,
 }
@@ -226,7 +214,7 @@ impl Cluster {
         }
     }
 
-    fn accept(&mut self, write: &Write) -> Result<Option<Change>, Refused> {
+    pub(super) fn accept(&mut self, write: &Write) -> Result<Option<Change>, Refused> {
         let answer = match write {
             Write::CreateVip(spec) => {
                 let name = virtual_ip_name(spec.ip().unwrap());
@@ -331,7 +319,7 @@ impl Cluster {
         )
     }
 
-    fn listing(&self) -> Vec<Change> {
+    pub(super) fn listing(&self) -> Vec<Change> {
         let mut all: Vec<Change> = Vec::new();
         let complete = |kind, keys: Vec<(String, String)>| {
             Change::Complete(kind, keys.into_iter().collect::<BTreeSet<_>>())
@@ -393,153 +381,6 @@ fn condition(ours: &OurCondition) -> Condition {
     }
 }
 
-/// A controller on the model.
-pub(super) struct Controller {
-    pub(super) core: Core,
-    pub(super) now: Duration,
-    /// Plans under way, with what is left of them.
-    plans: Vec<(Work, VecDeque<Write>)>,
-}
-
-impl Controller {
-    /// Starts: lists everything.
-    pub(super) fn start(cluster: &mut Cluster, now: Duration) -> Self {
-        let mut core = Core::new(Settings {
-            classes: ["bellrock.dev/bellrock".to_owned()].into(),
-            serve_classless: true,
-            ignore_exclude_label: false,
-        });
-        cluster.news.clear();
-        for change in cluster.listing() {
-            assert!(
-                core.next(now).is_none(),
-                "nothing is decided before everything is known"
-            );
-            core.apply(change, now);
-        }
-        Self {
-            core,
-            now,
-            plans: Vec::new(),
-        }
-    }
-
-    /// Receives the oldest piece of news; false when there is none.
-    pub(super) fn hear(&mut self, cluster: &mut Cluster) -> bool {
-        match cluster.news.pop_front() {
-            Some(change) => {
-                self.core.apply(change, self.now);
-                true
-            }
-            None => false,
-        }
-    }
-
-    /// Starts the next plan; false when there is none.
-    pub(super) fn think(&mut self) -> bool {
-        match self.core.next(self.now) {
-            Some(Plan { work, writes }) => {
-                assert!(!writes.is_empty());
-                self.plans.push((work, writes.into()));
-                true
-            }
-            None => false,
-        }
-    }
-
-    pub(super) fn plans(&self) -> usize {
-        self.plans.len()
-    }
-
-    /// Makes the next write of a plan, as the driver does.
-    pub(super) fn act(&mut self, cluster: &mut Cluster, plan: usize, fate: Fate) {
-        let (work, mut rest) = self.plans.remove(plan);
-        let write = rest.pop_front().unwrap();
-        let result = match fate {
-            Fate::Lost => Err(Refused::Network),
-            Fate::Made => cluster.accept(&write),
-            Fate::Unanswered => cluster.accept(&write).and(Err(Refused::Network)),
-        };
-        match result {
-            Ok(answer) => {
-                match (&write, answer) {
-                    (Write::DeleteVip { ip, version }, _) => {
-                        self.core.vip_deleted(*ip, &version.uid, self.now);
-                    }
-                    (_, Some(Change::Service(key, view))) => self.core.service_written(&key, *view),
-                    (_, Some(change)) => self.core.apply(change, self.now),
-                    (_, None) => unreachable!(),
-                }
-                if rest.is_empty() {
-                    self.core.done(&work, false);
-                } else {
-                    self.plans.push((work, rest));
-                }
-            }
-            Err(refused) => {
-                // What is there now is read again, unless the network is down.
-                if refused != Refused::Network
-                    && let Some(ip) = write.vip()
-                {
-                    match cluster.vips.get(&virtual_ip_name(ip)) {
-                        Some(vip) => {
-                            self.core
-                                .apply(Change::VirtualIp(ip, Box::new(vip.clone())), self.now);
-                        }
-                        None => {
-                            if let Write::PatchVip { version, .. }
-                            | Write::DeleteVip { version, .. } = &write
-                            {
-                                self.core.vip_deleted(ip, &version.uid, self.now);
-                            }
-                        }
-                    }
-                }
-                self.core.done(&work, true);
-            }
-        }
-    }
-
-    /// Runs until nothing is left to do.
-    pub(super) fn settle(&mut self, cluster: &mut Cluster) {
-        for _ in 0..20_000 {
-            if self.hear(cluster) || self.think() {
-                continue;
-            }
-            if self.plans.is_empty() {
-                return;
-            }
-            self.act(cluster, 0, Fate::Made);
-        }
-        panic!(
-            "does not converge; last writes: {:#?}",
-            cluster.writes.iter().rev().take(6).collect::<Vec<_>>()
-        );
-    }
-
-    /// Settles, and checks that neither a second look at everything nor a restart writes anything.
-    pub(super) fn settle_for_good(&mut self, cluster: &mut Cluster) {
-        self.settle(cluster);
-        let before = cluster.writes.len();
-        for key in cluster.services.keys() {
-            self.core.requeue(Work::Service(key.clone()));
-        }
-        for name in cluster.vips.keys() {
-            self.core
-                .requeue(Work::Vip(parse_virtual_ip_name(name).unwrap()));
-        }
-        self.settle(cluster);
-        assert_eq!(cluster.writes[before..], [], "a second pass");
-        if self.core.next_deadline().is_some() {
-            // Somebody waits for an address at rest, and rests do not outlive a restart.
-            return;
-        }
-        let mut other = Controller::start(cluster, self.now);
-        other.settle(cluster);
-        assert_eq!(cluster.writes[before..], [], "a restart");
-    }
-}
-
 pub(super) fn ips(list: &str) -> Value {
     json!({ LOAD_BALANCER_IPS: list })
 }
@@ -554,4 +395,17 @@ pub(super) fn sharing(key: &str) -> Value {
 
 pub(super) fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
+}
+
+/// A cluster of three nodes with one pool of eight addresses.
+pub(super) fn cluster() -> Cluster {
+    let mut cluster = Cluster::default();
+    cluster.put_namespace("default", &[]);
+    for node in ["n1", "n2", "n3"] {
+        cluster.put_node(node, json!({}));
+    }
+    cluster.put_advertisement("all", json!({}));
+    let spec = json!({ "addresses": ["192.0.2.0/29"], "reuseDelay": "0s" });
+    cluster.put_pool("main", spec);
+    cluster
 }

@@ -10,7 +10,8 @@ use bellrock_api::VirtualIPSpec;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::cluster::{Cluster, Controller, Fate, ips};
+use super::cluster::{Cluster, ips};
+use super::runner::{Controller, Fate};
 use crate::ipam::{Backend, Claim, ServiceKey, may_share};
 use crate::view::ServiceView;
 

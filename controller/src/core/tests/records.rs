@@ -1,0 +1,291 @@
+//! What is recorded, adopted, reserved and placed, case by case. Every case ends with a second pass and a restart that must
+//! write nothing.
+
+use serde_json::json;
+
+use super::cluster::{Cluster, address, cluster, ips};
+use super::runner::{Controller, Fate, T0, run};
+use crate::ipam::ServiceKey;
+
+#[test]
+fn a_virtual_ip_made_by_hand_reserves_its_address_and_outlives_its_service() {
+    let mut cluster = cluster();
+    cluster.put_vip_by_hand("192.0.2.0", &["default/web"]);
+    cluster.put_vip_by_hand("192.0.2.1", &[]);
+    let mut controller = run(&mut cluster);
+    let other = cluster.put_service("other", json!({}), json!({}));
+    let thief = cluster.put_service("thief", json!({}), ips("192.0.2.0"));
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&other), ["192.0.2.2"]);
+    assert_eq!(cluster.condition(&thief).unwrap().1, "AddressReserved");
+    for round in 0..2 {
+        let web = cluster.put_service("web", json!({}), json!({}));
+        controller.settle_for_good(&mut cluster);
+        assert_eq!(cluster.addresses(&web), ["192.0.2.0"], "round {round}");
+        let claim = cluster.vips["192.0.2.0"].spec.claims[0].clone();
+        assert_eq!(claim.uid, cluster.services[&web].metadata.uid);
+        cluster.delete_service(&web);
+        controller.settle_for_good(&mut cluster);
+        let kept = &cluster.vips["192.0.2.0"].spec.claims;
+        assert_eq!(kept.len(), 1);
+        assert_eq!(kept[0].uid, None);
+    }
+    // One without claims goes to who asks for it by name, and to nobody else.
+    let asks = cluster.put_service("asks", json!({}), ips("192.0.2.1"));
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&asks), ["192.0.2.1"]);
+}
+
+#[test]
+fn a_restart_adopts_what_the_virtual_ips_record() {
+    let mut cluster = cluster();
+    let mut controller = run(&mut cluster);
+    let keys: Vec<ServiceKey> = (0..5)
+        .map(|n| cluster.put_service(&format!("s{n}"), json!({}), json!({})))
+        .collect();
+    controller.settle(&mut cluster);
+    let before: Vec<_> = keys.iter().map(|k| cluster.addresses(k)).collect();
+    cluster.writes.clear();
+    // While the controller is away: one Service goes, one is restored from a backup with a new
+    // uid and no status, one comes.
+    cluster.delete_service(&keys[1]);
+    let restored = keys[2].clone();
+    cluster.delete_service(&restored);
+    cluster.put_service("s2", json!({}), json!({}));
+    cluster.put_service("a-new-one", json!({}), json!({}));
+    let mut controller = Controller::start(&mut cluster, T0);
+    controller.settle_for_good(&mut cluster);
+    for (index, key) in keys.iter().enumerate().filter(|(index, _)| *index != 1) {
+        assert_eq!(cluster.addresses(key), before[index], "{key}");
+    }
+    assert_eq!(cluster.vips.len(), 5);
+    // Delete one, claim and status of the restored one, create and status of the new one.
+    assert_eq!(cluster.writes.len(), 5, "{:#?}", cluster.writes);
+}
+
+#[test]
+fn a_virtual_ip_that_is_deleted_by_hand_comes_back_with_the_same_address() {
+    let mut cluster = cluster();
+    let mut controller = run(&mut cluster);
+    cluster.put_service("first", json!({}), json!({}));
+    let web = cluster.put_service("web", json!({}), json!({}));
+    controller.settle(&mut cluster);
+    cluster.delete_vip("192.0.2.1");
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&web), ["192.0.2.1"]);
+    assert_eq!(cluster.claims("192.0.2.1").unwrap(), ["default/web"]);
+    // Even while the controller was away: the status remembers.
+    cluster.delete_vip("192.0.2.0");
+    cluster.delete_vip("192.0.2.1");
+    let mut controller = Controller::start(&mut cluster, T0);
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&web), ["192.0.2.1"]);
+}
+
+#[test]
+fn pool_edits_stop_nothing_that_runs() {
+    let mut cluster = cluster();
+    let mut controller = run(&mut cluster);
+    let web = cluster.put_service("web", json!({}), json!({}));
+    controller.settle(&mut cluster);
+    for spec in [
+        json!({ "addresses": ["192.0.2.4/30"] }),
+        json!({ "addresses": ["192.0.2.0/29"], "serviceAllocation": { "namespaces": ["other"] } }),
+        json!({ "addresses": ["not an address"] }),
+        json!({ "addresses": ["192.0.2.0/29"], "reuseDelay": 7 }),
+    ] {
+        cluster.put_pool("main", spec.clone());
+        controller.settle_for_good(&mut cluster);
+        assert_eq!(cluster.addresses(&web), ["192.0.2.0"], "{spec}");
+    }
+    let patches = controller.core.pool_patches();
+    assert!(!patches[0].accepted);
+    assert_eq!(patches[0].reason.as_str(), "AddressInvalid");
+    cluster.put_pool("main", json!({ "addresses": ["192.0.2.4/30"] }));
+    controller.settle_for_good(&mut cluster);
+    let patches = controller.core.pool_patches();
+    assert_eq!(patches[0].reason.as_str(), "AddressesInUseOutside");
+    assert!(
+        patches[0].message.contains("192.0.2.0"),
+        "{}",
+        patches[0].message
+    );
+    // The pool is renamed: the record follows, so that advertisements go on covering it.
+    cluster.delete_pool("main");
+    cluster.put_pool("renamed", json!({ "addresses": ["192.0.2.0/29"] }));
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&web), ["192.0.2.0"]);
+    assert_eq!(
+        cluster.vips["192.0.2.0"].spec.pool.as_deref(),
+        Some("renamed")
+    );
+}
+
+#[test]
+fn a_pool_for_selected_namespaces_serves_them_only_and_as_soon_as_they_match() {
+    let mut cluster = Cluster::default();
+    cluster.put_namespace("default", &[]);
+    cluster.put_pool(
+        "tenant",
+        json!({
+            "addresses": ["192.0.2.0/29"],
+            "serviceAllocation": { "namespaceSelectors": [{ "matchLabels": { "team": "x" } }] },
+        }),
+    );
+    let mut controller = run(&mut cluster);
+    let web = cluster.put_service("web", json!({}), json!({}));
+    let early = cluster.put_service("not-yet/web", json!({}), json!({}));
+    controller.settle_for_good(&mut cluster);
+    for key in [&web, &early] {
+        assert_eq!(cluster.condition(key).unwrap().1, "PoolNotForService");
+    }
+    cluster.put_namespace("not-yet", &[("team", "x")]);
+    controller.settle_for_good(&mut cluster);
+    assert!(cluster.addresses(&web).is_empty());
+    assert_eq!(cluster.addresses(&early), ["192.0.2.0"]);
+    // The label goes: who has an address keeps it.
+    cluster.put_namespace("not-yet", &[]);
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&early), ["192.0.2.0"]);
+}
+
+#[test]
+fn placement_follows_nodes_and_advertisements_and_moves_nothing_needlessly() {
+    let mut cluster = cluster();
+    let mut controller = run(&mut cluster);
+    for n in 0..6 {
+        cluster.put_service(&format!("s{n}"), json!({}), json!({}));
+    }
+    controller.settle_for_good(&mut cluster);
+    let desired = |cluster: &Cluster| -> Vec<Option<String>> {
+        cluster
+            .vips
+            .values()
+            .map(|v| v.spec.l2.as_ref().map(|l2| l2.node.clone()))
+            .collect()
+    };
+    let nodes = |names: &[&str]| -> Vec<Option<String>> {
+        names.iter().map(|n| Some((*n).to_owned())).collect()
+    };
+    assert_eq!(
+        desired(&cluster),
+        nodes(&["n1", "n2", "n3", "n1", "n2", "n3"])
+    );
+    // Cordoned, not ready: nothing. Out of service: its addresses go to their successors.
+    let writes = cluster.writes.len();
+    cluster.put_node("n1", json!({ "spec": { "unschedulable": true } }));
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.writes.len(), writes);
+    cluster.put_node(
+        "n1",
+        json!({ "spec": { "taints": [
+        { "key": "node.kubernetes.io/out-of-service", "effect": "NoExecute" }
+    ] } }),
+    );
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(
+        desired(&cluster),
+        nodes(&["n2", "n2", "n3", "n3", "n2", "n3"])
+    );
+    // It returns: it becomes a successor, nothing flaps back.
+    cluster.put_node("n1", json!({}));
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(
+        desired(&cluster),
+        nodes(&["n2", "n2", "n3", "n3", "n2", "n3"])
+    );
+    assert!(
+        cluster
+            .vips
+            .values()
+            .all(|v| v.spec.l2.as_ref().unwrap().successors.len() == 2)
+    );
+    cluster.delete_node("n2");
+    controller.settle_for_good(&mut cluster);
+    assert!(desired(&cluster).iter().all(|n| n.as_deref() != Some("n2")));
+    // No advertisement covers the pool on the segment: no placement.
+    cluster.put_advertisement("all", json!({ "ipAddressPools": ["other"] }));
+    controller.settle_for_good(&mut cluster);
+    assert!(desired(&cluster).iter().all(Option::is_none));
+    cluster.put_advertisement("all", json!({
+        "ipAddressPools": ["main"],
+        "preferredNodeSelectors": [{ "weight": 5, "preference": { "matchLabels": { "edge": "yes" } } }],
+    }));
+    cluster.put_node("n4", json!({ "metadata": { "labels": { "edge": "yes" } } }));
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(desired(&cluster).len(), 6);
+    assert!(desired(&cluster).iter().all(Option::is_some));
+}
+
+#[test]
+fn an_answer_that_is_lost_costs_nothing() {
+    for fate in [Fate::Lost, Fate::Unanswered] {
+        for failing in 0..2 {
+            let mut cluster = cluster();
+            let mut controller = run(&mut cluster);
+            let web = cluster.put_service("web", json!({}), json!({}));
+            controller.hear(&mut cluster);
+            assert!(controller.think());
+            for write in 0..=failing {
+                controller.act(
+                    &mut cluster,
+                    0,
+                    if write == failing { fate } else { Fate::Made },
+                );
+            }
+            controller.settle_for_good(&mut cluster);
+            assert_eq!(cluster.addresses(&web), ["192.0.2.0"], "{fate:?} {failing}");
+            assert_eq!(cluster.vips.len(), 1);
+        }
+    }
+}
+
+#[test]
+fn an_address_that_somebody_else_took_first_is_left_to_them() {
+    let mut cluster = cluster();
+    let mut controller = run(&mut cluster);
+    let web = cluster.put_service("web", json!({}), json!({}));
+    controller.hear(&mut cluster);
+    assert!(controller.think());
+    // Between decision and write, an administrator reserves the very address.
+    cluster.put_vip_by_hand("192.0.2.0", &["elsewhere/db"]);
+    controller.act(&mut cluster, 0, Fate::Made);
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&web), ["192.0.2.1"]);
+    assert_eq!(cluster.claims("192.0.2.0").unwrap(), ["elsewhere/db"]);
+    assert!(
+        controller
+            .core
+            .allocator()
+            .holding(address("192.0.2.0"))
+            .unwrap()
+            .recorded
+    );
+}
+
+#[test]
+fn an_old_version_from_a_slow_watch_does_not_undo_what_was_written() {
+    let mut cluster = cluster();
+    let mut controller = run(&mut cluster);
+    let web = cluster.put_service("web", json!({}), json!({}));
+    controller.hear(&mut cluster);
+    // The watch lags behind all of this: touch, create, patch.
+    cluster.touch_service(&web);
+    assert!(controller.think());
+    controller.act(&mut cluster, 0, Fate::Made);
+    controller.act(&mut cluster, 0, Fate::Made);
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&web), ["192.0.2.0"]);
+    // Deleted by us, told again by the watch as it was: it is not brought back.
+    cluster.touch_vip("192.0.2.0");
+    cluster.delete_service(&web);
+    controller.settle_for_good(&mut cluster);
+    assert!(cluster.vips.is_empty());
+    assert!(
+        controller
+            .core
+            .allocator()
+            .holding(address("192.0.2.0"))
+            .is_none()
+    );
+}
