@@ -154,7 +154,15 @@ impl JsonSchema for Duration {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "maxLength": 32, "pattern": PATTERN })
+        json_schema!({
+            "type": "string",
+            "maxLength": 32,
+            "pattern": PATTERN,
+            "x-kubernetes-validations": [{
+                "rule": "duration(self) <= duration('87600h')",
+                "message": "must be at most 87600h",
+            }],
+        })
     }
 }
 

@@ -111,17 +111,15 @@ reasons! {
         NoInterface: "The node has no interface that the address can be announced on; check the advertisement's interfaces and the node's links.",
         HeldByForeignHost: "A host that is none of ours answers for the address; free it there or take it out of the pool.",
         Verifying: "The node checks that nobody else holds the address before it answers.",
-        Deaf: "The node owns the address and hears no other speaker; it answers but does not announce until it hears one.",
+        AddressTaken: "The address belongs to a node, a BGP peer, a gateway or the API server; announcing it would cut that off: take it out of the pool.",
+        SourceRangesInvalid: "An entry of loadBalancerSourceRanges is not a CIDR, so it is unknown whom to let in; correct it.",
+        SpeakerSilent: "The node's speaker has not reported for minutes; check its pod and the node.",
         NoPeer: "No BGPPeer is selected for this node; create one or widen the nodeSelectors of the peers.",
         PeerInvalid: "The BGPPeer's settings cannot be used on this node; the message names the one that is wrong.",
         SessionDown: "No BGP session to the selected peers is established; look at the sessions in this node's SpeakerStatus.",
         FamilyUnsupported: "The address's IP family cannot be announced this way by this node or to this peer; use another protocol or family.",
         ConflictingAdvertisements: "Advertisements give the same route different local preferences; make them agree or select fewer.",
         CommunityUnknown: "A BGPAdvertisement names a community alias that no Community defines; define it or write the numbers.",
-        ClassNotOurs: "The Service's loadBalancerClass belongs to another provider; Bellrock leaves it alone.",
-        NotLoadBalancer: "The Service is not of type LoadBalancer; it is not announced.",
-        ConfigurationRefused: "The configuration in force is older than the one in the API, because the new one does not parse; see this node's SpeakerStatus.",
-        ShuttingDown: "The speaker is stopping and withdraws what it announced.",
     }
 }
 

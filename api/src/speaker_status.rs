@@ -48,6 +48,7 @@ pub const MAX_MESSAGE: usize = 1024;
         type_ = "integer",
         json_path = ".status.forwarding.services"
     ),
+    printcolumn(name = "Renewed", type_ = "date", json_path = ".status.renewed"),
     printcolumn(
         name = "Age",
         type_ = "date",
@@ -69,6 +70,10 @@ pub struct SpeakerStatusStatus {
     #[serde(default)]
     #[schemars(length(max = 64))]
     pub version: String,
+
+    /// When the speaker wrote this last. It does so every minute, also if nothing changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewed: Option<Time>,
 
     /// Network interfaces that addresses can be announced on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
