@@ -2,8 +2,11 @@
 //! every packet whole. Pure.
 //!
 //! A packet reads several maps, and a commit can fall between two of its
-//! lookups. So a change is one batch or two:
+//! lookups. So a change is up to three batches, with a pause between them in
+//! which all packets pass that began before:
 //!
+//! - **First**: new chains. A packet that began before the commit sees no
+//!   rules in them, but would see elements that lead to them.
 //! - **Now**: everything new, classes, and fronts that are no longer served.
 //!   Whichever lookup the commit falls before, a packet finds what the old
 //!   class led to, or what the new one does.
@@ -27,6 +30,7 @@ pub(crate) enum Action {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum When {
+    First,
     Now,
     Later,
 }
@@ -43,6 +47,7 @@ pub(crate) struct Op {
 impl Op {
     pub(crate) fn when(&self) -> When {
         match self.action {
+            Action::Add(_) if matches!(self.entry, Entry::Chain(_)) => When::First,
             Action::Add(_) | Action::Replace(_) => When::Now,
             Action::Delete(when) => when,
         }
@@ -53,8 +58,8 @@ impl Op {
         if matches!(self.action, Action::Delete(_)) {
             match (self.when(), self.entry) {
                 // Ranges must not overlap, not even for one message.
-                (When::Now, Entry::Source(..) | Entry::Network(..)) => 0,
-                (When::Now, _) => 9,
+                (When::First | When::Now, Entry::Source(..) | Entry::Network(..)) => 0,
+                (When::First | When::Now, _) => 9,
                 (When::Later, Entry::Ours(_)) => 0,
                 (When::Later, Entry::Class(_) | Entry::ClassInside(_)) => 1,
                 (When::Later, Entry::Endpoint(..) | Entry::Source(..)) => 2,

@@ -38,8 +38,8 @@ pub struct Report {
 /// Keeps the table `inet bellrock` of the network namespace in which it was
 /// opened in step with the Services that it is told.
 ///
-/// Calls block, for as long as the kernel takes and 2 ms more when something
-/// is deleted. Dropping it leaves the table as it is: forwarding goes on.
+/// Calls block, for as long as the kernel takes; when something is deleted, for
+/// some milliseconds more, until no packet is left that can miss it. Dropping it leaves the table as it is: forwarding goes on.
 #[derive(Debug)]
 pub struct Forwarder {
     table: Table,

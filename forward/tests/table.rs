@@ -459,8 +459,8 @@ fn many_services_are_loaded_in_batches_and_adopted_as_they_are() {
     let mut forwarder = open(&host);
     let mut services = common::many(2_500);
     let report = forwarder.sync(&node(), &services).unwrap();
-    // The layout, and three times up to a thousand.
-    assert_eq!((report.programmed, report.batches), (2_500, 4));
+    // The layout, the chains, and three times up to a thousand.
+    assert_eq!((report.programmed, report.batches), (2_500, 5));
     assert_nothing_to_do(&host, &node(), &services);
 
     // One more costs one more, whatever there is.

@@ -2,11 +2,15 @@
 //! sockets: the only `unsafe` code of the workspace.
 //!
 //! - [`packet`]: frames of one interface, behind a filter in the kernel.
+//! - [`tcp`]: signatures and the least TTL of TCP connections.
 //! - [`wait`]: waiting for several sockets, and being woken by a thread.
 //! - [`clock`]: the clock that goes on while the machine sleeps.
+//! - [`grace`]: waiting until no packet is left that began before.
 //! - [`netlink_buffers`]: socket buffers for large netlink batches.
 
 pub mod clock;
+pub mod grace;
 pub mod netlink_buffers;
 pub mod packet;
+pub mod tcp;
 pub mod wait;

@@ -4,8 +4,8 @@
 //! ```text
 //! prerouting -101  inbound    ours -> from a pod ? inside : outside;  echo request -> the node
 //! output     -101  from_host  ours -> inside;                         echo request -> the node
-//!                  outside    priority = class[front];                          chain_of[priority]
-//!                  inside     priority = class[front], then class_in[front];    chain_of[priority]
+//!                  outside    priority = class[front];                          chain_of[priority]; drop
+//!                  inside     priority = class[front], then class_in[front];    chain_of[priority]; drop
 //!                  cluster4_2 dnat to endpoints[front . random mod 2]; drop
 //! prerouting  -99  guard      an address of ours that was not translated: reject
 //! output      -99  guard_host likewise
@@ -176,7 +176,11 @@ fn rule<'a>(parts: impl IntoIterator<Item = Vec<Expr<'a>>>) -> Vec<Expr<'a>> {
 }
 
 fn outside(family: Family) -> Vec<Rule> {
-    vec![class_to_priority(Set::Class(family), family), by_priority()]
+    vec![
+        class_to_priority(Set::Class(family), family),
+        by_priority(),
+        drop_counted(),
+    ]
 }
 
 fn inside(family: Family) -> Vec<Rule> {
@@ -185,7 +189,15 @@ fn inside(family: Family) -> Vec<Rule> {
         // Without an element of its own the front keeps its class.
         class_to_priority(Set::ClassInside(family), family),
         by_priority(),
+        drop_counted(),
     ]
+}
+
+/// The end of every chain that leads on: a packet that finds no way is lost,
+/// which its sender makes good, but never remembered without a translation,
+/// which nobody could.
+fn drop_counted() -> Rule {
+    vec![Expr::Counter, Expr::Verdict(Verdict::Drop)]
 }
 
 fn class_to_priority(set: Set, family: Family) -> Rule {
@@ -318,7 +330,7 @@ fn unserved() -> Vec<Rule> {
             rule([protocol_is(protocol.number()), vec![Expr::Counter, reject]])
         })
         .into();
-    rules.push(vec![Expr::Counter, Expr::Verdict(Verdict::Drop)]);
+    rules.push(drop_counted());
     rules
 }
 
@@ -432,6 +444,6 @@ pub(crate) fn class_rules(class: Class, base: &str) -> Vec<Vec<Expr<'_>>> {
             ],
         ]));
     }
-    rules.push(vec![Expr::Counter, Expr::Verdict(Verdict::Drop)]);
+    rules.push(drop_counted());
     rules
 }

@@ -155,16 +155,36 @@ impl Kernel {
     /// Carries out the operations as the driver does, and checks that a packet
     /// that straddles a commit finds its way.
     fn commit(&mut self, ops: &[Op]) {
+        let batch = |when| {
+            ops.iter()
+                .filter(move |op| op.when() == when)
+                .collect::<Vec<_>>()
+        };
+        self.batch(&batch(When::First));
         let before = self.clone();
-        let (now, later): (Vec<&Op>, Vec<&Op>) = ops.iter().partition(|op| op.when() == When::Now);
-        self.batch(&now);
+        self.batch(&batch(When::Now));
         before.whole(&before);
         before.whole(self);
+        before.has_chains_of(self);
         let between = self.clone();
-        self.batch(&later);
+        self.batch(&batch(When::Later));
         // No packet is left that saw what was before.
         between.whole(self);
         self.whole(self);
+        between.has_chains_of(self);
+    }
+
+    /// Whether chains are there before anything leads to them: their rules are
+    /// not, for a packet that began before.
+    fn has_chains_of(&self, after: &Self) {
+        for value in after.0.values() {
+            if let Value::Class(class) = value {
+                assert!(
+                    self.0.contains_key(&Entry::Chain(*class)),
+                    "chain too late: {class:?}"
+                );
+            }
+        }
     }
 
     /// Whether a packet that read its class here finds the chain, and every
