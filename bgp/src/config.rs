@@ -1,10 +1,12 @@
 //! What a session is told: its peer and its routes.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::message::{Family, Role};
 
 /// A configuration that no session can be made of.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,6 +42,56 @@ pub enum Error {
         /// Our configured address.
         address: IpAddr,
     },
+    /// RFC 2385; the kernel takes no more.
+    #[error("the password has {0} octets: it must have 1 to 80")]
+    Password(usize),
+    /// RFC 4724: the field has 12 bits.
+    #[error("restart time {0:?}: it must be 1 to 4095 seconds")]
+    RestartTime(Duration),
+    /// RFC 5082.
+    #[error("ttl security of {0} hops: it must be 1 to 254, and the peer not `multihop`")]
+    TtlSecurity(u8),
+    /// A session for no family would carry nothing.
+    #[error("no address family is to be announced")]
+    NoFamily,
+}
+
+/// Longest TCP MD5 password, in octets.
+pub const MAX_PASSWORD: usize = 80;
+
+/// A TCP MD5 password (RFC 2385). It is never written anywhere: not by
+/// `Debug`, not by `Serialize`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Password(String);
+
+impl Password {
+    /// Any text; [`PeerConfig::validate`] knows the limits.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// What the kernel is told.
+    pub(crate) fn octets(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl std::fmt::Debug for Password {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Password(..)")
+    }
+}
+
+/// Graceful restart as the restarting side (RFC 4724): the peer keeps our
+/// routes while our process restarts, because our forwarding goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restart {
+    /// How long the peer keeps routes without a session: 1 s to 4095 s.
+    pub time: Duration,
+    /// This process continues the forwarding of an earlier one. It decides the
+    /// R and F bits until the first session is up; after that the forwarding
+    /// is known to go on.
+    pub resumed: bool,
 }
 
 /// Which AS the peer may be in.
@@ -106,6 +158,26 @@ pub struct PeerConfig {
     /// The peer may be more than one hop away. Without it, packets to a peer
     /// in another AS leave with a TTL of 1.
     pub multihop: bool,
+    /// Families to announce, where the peer takes them too.
+    pub families: BTreeSet<Family>,
+    /// Next hop for IPv4 routes on a session over IPv6. Without it they need
+    /// a peer that takes IPv6 next hops (RFC 8950).
+    pub next_hop_v4: Option<Ipv4Addr>,
+    /// Next hop for IPv6 routes on a session over IPv4.
+    pub next_hop_v6: Option<Ipv6Addr>,
+    /// TCP MD5 password (RFC 2385).
+    #[serde(skip)]
+    pub password: Option<Password>,
+    /// Graceful restart; `None`: the peer drops our routes with the session.
+    pub restart: Option<Restart>,
+    /// GTSM (RFC 5082): packets leave with a TTL of 255, and those of the peer
+    /// count only if they crossed at most this many hops (1: on the link).
+    /// Both sides must agree.
+    pub ttl_security: Option<u8>,
+    /// Our role toward a peer in another AS (RFC 9234).
+    pub role: Option<Role>,
+    /// Offer messages of up to 65535 octets (RFC 8654).
+    pub extended_messages: bool,
 }
 
 impl PeerConfig {
@@ -123,6 +195,14 @@ impl PeerConfig {
             keepalive_time: None,
             connect_retry: Duration::from_secs(5),
             multihop: false,
+            families: Family::ALL.into(),
+            next_hop_v4: None,
+            next_hop_v6: None,
+            password: None,
+            restart: None,
+            ttl_security: None,
+            role: None,
+            extended_messages: true,
         }
     }
 
@@ -158,6 +238,24 @@ impl PeerConfig {
                 address,
             });
         }
+        if self.families.is_empty() {
+            return Err(Error::NoFamily);
+        }
+        if let Some(password) = &self.password
+            && !(1..=MAX_PASSWORD).contains(&password.octets().len())
+        {
+            return Err(Error::Password(password.octets().len()));
+        }
+        if let Some(restart) = self.restart
+            && !matches!(restart.time.as_secs(), 1..=4095)
+        {
+            return Err(Error::RestartTime(restart.time));
+        }
+        if let Some(hops) = self.ttl_security
+            && (self.multihop || !matches!(hops, 1..=254))
+        {
+            return Err(Error::TtlSecurity(hops));
+        }
         Ok(())
     }
 
@@ -170,13 +268,23 @@ impl PeerConfig {
 /// What is announced about a prefix.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Attributes {
-    /// Next hop; `None` means our own address on the session, which must be
-    /// of the prefix's family.
+    /// Next hop; `None` means our own address on the session, or that of the
+    /// configuration where the session's is of the other family.
     pub next_hop: Option<IpAddr>,
     /// LOCAL_PREF, for peers in our own AS only; 100 if `None`.
     pub local_pref: Option<u32>,
     /// Communities (RFC 1997).
     pub communities: BTreeSet<u32>,
+    /// Extended communities (RFC 4360).
+    pub extended_communities: BTreeSet<[u8; 8]>,
+    /// Large communities (RFC 8092).
+    pub large_communities: BTreeSet<[u32; 3]>,
+    /// How many times more than once our AS is in the path, toward peers in
+    /// another AS.
+    pub prepend: u8,
+    /// Share of the traffic that we can take, as the link-bandwidth extended
+    /// community: this many times 1 Mbit/s.
+    pub weight: Option<u32>,
 }
 
 #[cfg(test)]

@@ -46,6 +46,7 @@ pub struct Peer {
 #[derive(Debug)]
 enum Command {
     Change(Vec<(IpNet, Option<Attributes>)>),
+    Drain(Duration),
     Stop(StopReason),
 }
 
@@ -84,6 +85,14 @@ impl Peer {
     pub async fn change(&self, changes: Vec<(IpNet, Option<Attributes>)>) {
         // Fails only after the task's end, when there is nobody to tell.
         let _ = self.commands.send(Command::Change(changes)).await;
+    }
+
+    /// Marks all routes with GRACEFUL_SHUTDOWN (RFC 8326), so that the peer
+    /// turns to other ways, and holds every later change back for `wait`: the
+    /// withdrawals that follow find no traffic left. Again within that time it
+    /// does nothing.
+    pub async fn drain(&self, wait: Duration) {
+        let _ = self.commands.send(Command::Drain(wait)).await;
     }
 
     /// The session's condition, and a notice of each change of it.
@@ -138,6 +147,8 @@ struct Task {
     inbox: mpsc::Receiver<Command>,
     sender: watch::Sender<PeerStatus>,
     status: PeerStatus,
+    /// Until when changes are held back, and those.
+    drain: Option<(Instant, Vec<(IpNet, Option<Attributes>)>)>,
     stopped: bool,
 }
 
@@ -165,6 +176,7 @@ impl Task {
             inbox,
             sender,
             status,
+            drain: None,
             stopped: false,
         }
     }
@@ -190,7 +202,10 @@ impl Task {
                 }
                 // The handle is gone, and its drop ends this task.
                 Event::Command(None) => return,
-                Event::Deadline => self.input(Input::Tick),
+                Event::Deadline => {
+                    self.drained();
+                    self.input(Input::Tick);
+                }
                 Event::Connected(result) => self.connected(result),
                 Event::Ready(result) => self.ready(result),
                 Event::Finished => self.finishing = None,
@@ -201,7 +216,11 @@ impl Task {
     /// Waits for the next thing to do. Cancel-safe: nothing is taken from a
     /// source before the event is returned.
     async fn event(&mut self) -> Event {
-        let deadline = self.fsm.next_deadline();
+        let drained = self.drain.as_ref().map(|(until, _)| *until);
+        let deadline = [self.fsm.next_deadline(), drained]
+            .into_iter()
+            .flatten()
+            .min();
         let timer = async {
             match deadline {
                 Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
@@ -236,18 +255,37 @@ impl Task {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Change(changes) => {
-                for (prefix, attributes) in changes {
-                    match attributes {
-                        Some(attributes) => self.rib.announce(prefix, attributes),
-                        None => self.rib.withdraw(prefix),
-                    }
+            Command::Change(changes) => match &mut self.drain {
+                Some((_, held)) => held.extend(changes),
+                None => self.change(changes),
+            },
+            Command::Drain(wait) => {
+                if self.drain.is_none() {
+                    self.rib.set_graceful_shutdown(true);
+                    self.drain = Some((Instant::now() + wait, Vec::new()));
                 }
             }
             Command::Stop(reason) => {
                 self.stopped = true;
                 self.input(Input::Stop(reason));
             }
+        }
+    }
+
+    fn change(&mut self, changes: Vec<(IpNet, Option<Attributes>)>) {
+        for (prefix, attributes) in changes {
+            match attributes {
+                Some(attributes) => self.rib.announce(prefix, attributes),
+                None => self.rib.withdraw(prefix),
+            }
+        }
+    }
+
+    /// Lets go of what was held back, once it is time.
+    fn drained(&mut self) {
+        if let Some((_, held)) = self.drain.take_if(|(until, _)| *until <= Instant::now()) {
+            self.change(held);
+            self.rib.set_graceful_shutdown(false);
         }
     }
 
@@ -368,6 +406,10 @@ impl Task {
                     local_asn: self.config.local_asn,
                     families: session.families,
                     context: session.context,
+                    enhanced_refresh: session.enhanced_refresh,
+                    next_hop_v4: self.config.next_hop_v4,
+                    next_hop_v6: self.config.next_hop_v6,
+                    role: self.config.role,
                 });
             }
             Output::Down(reason) => self.down(&reason),
@@ -378,7 +420,15 @@ impl Task {
     fn down(&mut self, reason: &DownReason) {
         self.rib.close();
         self.out.clear();
-        let words = reason.to_string();
+        let mut words = reason.to_string();
+        let silence = matches!(
+            reason,
+            DownReason::ConnectTimedOut(_) | DownReason::Tcp(TcpFailure::TimedOut)
+        );
+        if silence && self.config.password.is_some() {
+            // Segments with a wrong signature are dropped without a word.
+            words += "; its TCP MD5 password may be another one";
+        }
         // An attempt that fails as the last one did is no news.
         if self.status.last_error.as_ref() == Some(&words) {
             debug!(peer = %self.config.address, reason = %words, "session down");
@@ -399,10 +449,10 @@ impl Task {
     /// Builds UPDATEs, only as many as the peer is likely to take soon.
     fn fill(&mut self) {
         while self.out.len() < OUT_LOW {
-            let Some(update) = self.rib.next_update() else {
+            let Some(message) = self.rib.next_message() else {
                 return;
             };
-            self.send(&Message::Update(update));
+            self.send(&message);
         }
     }
 
@@ -410,6 +460,8 @@ impl Task {
         let session = self.fsm.session();
         self.status.peer_router_id = session.map(|session| session.peer_router_id);
         self.status.peer_asn = session.map(|session| session.peer_asn);
+        self.status.families = self.rib.families();
+        self.status.graceful_restart = session.is_some_and(|session| session.graceful_restart);
         self.status.hold_time = session.and_then(|session| session.hold_time);
         self.status.prefixes_wanted = self.rib.wanted();
         self.status.prefixes_sent = self.rib.sent();

@@ -24,7 +24,10 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::config::PeerConfig;
-use crate::message::{Context, Family, Message, Notification, Open, RouteRefresh};
+use crate::message::{
+    Capability, Context, Family, GracefulRestart, Message, Notification, Open, RestartFamily,
+    RouteRefresh,
+};
 use crate::reason::{DownReason, StopReason, TcpFailure};
 
 mod event;
@@ -73,6 +76,11 @@ pub struct Fsm {
     jitter: Jitter,
     /// Sessions in a row that failed.
     failures: u32,
+    /// A session was up once.
+    was_up: bool,
+    /// The peer refused our OPEN for its optional parameters: try one without
+    /// any (RFC 5492 section 3).
+    bare: bool,
 }
 
 impl Fsm {
@@ -86,6 +94,8 @@ impl Fsm {
             outputs: VecDeque::new(),
             jitter: Jitter(seed),
             failures: 0,
+            was_up: false,
+            bare: false,
         }
     }
 
@@ -111,13 +121,8 @@ impl Fsm {
 
     /// How the next message is to be read.
     pub fn context(&self) -> Context {
-        self.session().map_or(
-            Context {
-                four_octet_as: true,
-                internal: false,
-            },
-            |s| s.context,
-        )
+        self.session()
+            .map_or(Context::BEFORE_OPEN, |session| session.context)
     }
 
     /// When to call `handle` with [`Input::Tick`] at the latest.
@@ -169,12 +174,7 @@ impl Fsm {
     fn connect(&mut self, input: Input, now: Instant) -> Inner {
         match input {
             Input::TcpConnected(local) => {
-                let open = Open::new(
-                    self.config.local_asn,
-                    self.config.hold_seconds(),
-                    self.config.router_id,
-                );
-                self.send(Message::Open(open));
+                self.send(Message::Open(self.our_open()));
                 self.timers = Timers {
                     hold: Some(now + OPEN_HOLD),
                     ..Timers::default()
@@ -227,6 +227,7 @@ impl Fsm {
             },
             // NotifMsg, NotifMsgVerErr
             Input::Received(Message::Notification(notification)) => {
+                self.bare = (notification.code, notification.subcode) == (2, 4);
                 self.fail(DownReason::NotificationReceived(notification), None, now)
             }
             // KeepAliveMsg, UpdateMsg (RFC 6608)
@@ -253,6 +254,7 @@ impl Fsm {
             Input::Received(Message::Keepalive) => {
                 self.timers.hold = session.hold_time.map(|hold| now + hold);
                 self.timers.send_hold = Some(now + send_hold(&session));
+                self.was_up = true;
                 self.outputs.push_back(Output::Up(session.clone()));
                 Inner::Established {
                     session,
@@ -315,6 +317,13 @@ impl Fsm {
                 Inner::Established { session, since }
             }
             Input::TcpFailed(failure) => self.fail(DownReason::Tcp(failure), None, now),
+            Input::Stop(StopReason::Restart) if session.graceful_restart => {
+                self.stop(StopReason::Restart, false)
+            }
+            Input::Stop(reason) if session.graceful_notification && reason.is_final() => {
+                self.send(Message::Notification(reason.notification().hard()));
+                self.stop(reason, false)
+            }
             Input::Stop(reason) => self.stop(reason, true),
             Input::Start | Input::TcpConnected(_) => Inner::Established { session, since },
         }
@@ -339,6 +348,57 @@ impl Fsm {
         Ok(())
     }
 
+    /// What we say about ourselves.
+    fn our_open(&self) -> Open {
+        let config = &self.config;
+        let mut open = Open::new(config.local_asn, config.hold_seconds(), config.router_id);
+        if self.bare {
+            open.capabilities.clear();
+            return open;
+        }
+        let multi = |family: &Family| Capability::MultiProtocol {
+            afi: family.afi(),
+            safi: family.safi(),
+        };
+        let mut all: Vec<_> = config.families.iter().map(multi).collect();
+        all.push(Capability::RouteRefresh);
+        if self.offers_ipv6_next_hop() {
+            all.push(Capability::ExtendedNextHop(vec![(1, 1, 2)]));
+        }
+        if config.extended_messages {
+            all.push(Capability::ExtendedMessage);
+        }
+        if let Some(role) = config.role
+            && !config.peer_asn.is_internal(config.local_asn)
+        {
+            all.push(Capability::Role(role.code()));
+        }
+        if let Some(restart) = config.restart {
+            // Between sessions of one process the forwarding goes on.
+            let forwarding = self.was_up || restart.resumed;
+            let families = config.families.iter().map(|family| RestartFamily {
+                afi: family.afi(),
+                safi: family.safi(),
+                forwarding,
+            });
+            all.push(Capability::GracefulRestart(GracefulRestart {
+                restarted: !self.was_up && restart.resumed,
+                notification: true,
+                time: u16::try_from(restart.time.as_secs()).unwrap_or(u16::MAX),
+                families: families.collect(),
+            }));
+        }
+        all.push(Capability::FourOctetAs(config.local_asn));
+        all.push(Capability::EnhancedRouteRefresh);
+        open.capabilities = all;
+        open
+    }
+
+    /// IPv4 routes over an IPv6 session need it.
+    fn offers_ipv6_next_hop(&self) -> bool {
+        self.config.address.is_ipv6() && self.config.families.contains(&Family::Ipv4Unicast)
+    }
+
     /// Checks an OPEN against the configuration (RFC 4271 section 6.2).
     fn negotiate(&self, local: IpAddr, open: &Open) -> Result<Session, (DownReason, Notification)> {
         let PeerConfig {
@@ -359,7 +419,19 @@ impl Fsm {
             let notification = Notification::with_data(2, 3, open.router_id.octets());
             return Err((DownReason::SameRouterId, notification)); // RFC 6286
         }
+        let role = open
+            .role()
+            .map_err(|notification| (DownReason::RoleMismatch, notification))?;
+        if let (false, Some(ours), Some(theirs)) = (internal, self.config.role, role)
+            && !ours.fits(theirs)
+        {
+            return Err((DownReason::RoleMismatch, Notification::new(2, 11)));
+        }
         let hold = open.hold_time.min(self.config.hold_seconds());
+        // What was not offered was not negotiated.
+        let both = |ours: bool, theirs: bool| ours && theirs && !self.bare;
+        let restart = open.graceful_restart();
+        let graceful_restart = both(self.config.restart.is_some(), restart.is_some());
         Ok(Session {
             local,
             peer_asn,
@@ -367,12 +439,27 @@ impl Fsm {
             hold_time: (hold > 0).then(|| Duration::from_secs(hold.into())),
             families: Family::ALL
                 .into_iter()
-                .filter(|family| open.has_family(*family))
+                .filter(|family| {
+                    let ours = if self.bare {
+                        *family == Family::Ipv4Unicast
+                    } else {
+                        self.config.families.contains(family)
+                    };
+                    ours && open.has_family(*family)
+                })
                 .collect(),
             context: Context {
-                four_octet_as: open.four_octet_asn().is_some(),
+                four_octet_as: both(true, open.four_octet_asn().is_some()),
                 internal,
+                extended: both(
+                    self.config.extended_messages,
+                    open.has(&Capability::ExtendedMessage),
+                ),
+                ipv6_next_hop: both(self.offers_ipv6_next_hop(), open.has_ipv6_next_hop()),
             },
+            enhanced_refresh: both(true, open.has(&Capability::EnhancedRouteRefresh)),
+            graceful_restart,
+            graceful_notification: graceful_restart && restart.is_some_and(|r| r.notification),
         })
     }
 

@@ -31,7 +31,7 @@ pub mod rib;
 mod socket;
 mod status;
 
-pub use config::{Attributes, Error, PeerAsn, PeerConfig};
+pub use config::{Attributes, Error, MAX_PASSWORD, Password, PeerAsn, PeerConfig, Restart};
 pub use driver::Peer;
 pub use fsm::State;
 pub use reason::{DownReason, StopReason, TcpFailure};

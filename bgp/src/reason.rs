@@ -16,6 +16,13 @@ pub enum StopReason {
     AdministrativeShutdown(Option<String>),
     /// Cease, Peer De-configured: the peer is no longer wanted.
     PeerDeconfigured,
+    /// Cease, Other Configuration Change: a session with other settings
+    /// follows.
+    ConfigurationChange,
+    /// Our process ends and another one continues. Where graceful restart was
+    /// negotiated the connection closes without a NOTIFICATION, so that the
+    /// peer keeps our routes; elsewhere this is an administrative shutdown.
+    Restart,
 }
 
 impl StopReason {
@@ -26,6 +33,16 @@ impl StopReason {
                 Notification::administrative_shutdown(text.as_deref())
             }
             Self::PeerDeconfigured => Notification::peer_deconfigured(),
+            Self::ConfigurationChange => Notification::configuration_change(),
+            Self::Restart => Notification::administrative_shutdown(Some("restart")),
+        }
+    }
+
+    /// Whether the peer must not keep routes for a graceful restart.
+    pub(crate) fn is_final(&self) -> bool {
+        match self {
+            Self::AdministrativeShutdown(_) | Self::PeerDeconfigured => true,
+            Self::ConfigurationChange | Self::Restart => false,
         }
     }
 }
@@ -72,6 +89,8 @@ pub enum DownReason {
         /// What was configured.
         expected: PeerAsn,
     },
+    /// The two sides' roles do not go together (RFC 9234).
+    RoleMismatch,
     /// A peer in our own AS has our own BGP identifier.
     SameRouterId,
     /// We ended it.
@@ -120,6 +139,7 @@ impl fmt::Display for DownReason {
             Self::BadPeerAs { got, expected } => {
                 write!(f, "bad peer AS: it is {got}, configured is {expected}")
             }
+            Self::RoleMismatch => f.write_str("the peer's role does not go with ours"),
             Self::SameRouterId => f.write_str("the peer has our own router id"),
             Self::Stopped(StopReason::AdministrativeShutdown(None)) => {
                 f.write_str("stopped: administrative shutdown")
@@ -130,6 +150,10 @@ impl fmt::Display for DownReason {
             Self::Stopped(StopReason::PeerDeconfigured) => {
                 f.write_str("stopped: the peer is no longer configured")
             }
+            Self::Stopped(StopReason::ConfigurationChange) => {
+                f.write_str("stopped: the peer's configuration changed")
+            }
+            Self::Stopped(StopReason::Restart) => f.write_str("stopped: this process restarts"),
         }
     }
 }

@@ -11,7 +11,7 @@
 //! the same octets.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -20,14 +20,18 @@ use serde::{Deserialize, Serialize};
 use crate::config::Attributes;
 use crate::message::prefix::wire_len;
 use crate::message::{
-    Context, Family, MAX_LEN, Message, Origin, PathAttributes, Reach, Segment, SegmentKind,
-    Unreach, Update,
+    AS_TRANS, Context, Family, Message, Origin, PathAttributes, Reach, ReachIpv4, Role,
+    RouteRefresh, Segment, SegmentKind, Unreach, Update,
 };
 
 #[cfg(test)]
 mod tests;
 
 const DEFAULT_LOCAL_PREF: u32 = 100;
+/// GRACEFUL_SHUTDOWN (RFC 8326).
+const GRACEFUL_SHUTDOWN: u32 = 0xffff_0000;
+/// One unit of [`Attributes::weight`], in octets a second: 1 Mbit/s.
+const WEIGHT_UNIT: f32 = 125_000.0;
 
 /// Why a route is not sent to this peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -67,6 +71,14 @@ pub struct RibSession {
     pub families: Vec<Family>,
     /// How messages are written.
     pub context: Context,
+    /// A refresh begins and ends with messages of its own (RFC 7313).
+    pub enhanced_refresh: bool,
+    /// Next hop for IPv4 routes where `local` is IPv6.
+    pub next_hop_v4: Option<Ipv4Addr>,
+    /// Next hop for IPv6 routes where `local` is IPv4.
+    pub next_hop_v6: Option<Ipv6Addr>,
+    /// Our role toward the peer (RFC 9234).
+    pub role: Option<Role>,
 }
 
 /// A pending change, and the key that groups it: all prefixes under one key
@@ -94,6 +106,11 @@ pub struct AdjRibOut {
     refused: BTreeMap<IpNet, Refusal>,
     refusals: BTreeMap<Refusal, usize>,
     end_of_rib: BTreeSet<Family>,
+    /// Refreshes that are to begin, and those that are to end.
+    begin: BTreeSet<Family>,
+    end: BTreeSet<Family>,
+    /// Routes carry GRACEFUL_SHUTDOWN.
+    graceful_shutdown: bool,
 }
 
 fn family(prefix: &IpNet) -> Family {
@@ -208,6 +225,8 @@ impl AdjRibOut {
         self.refusals.clear();
         self.again.clear();
         self.end_of_rib.clear();
+        self.begin.clear();
+        self.end.clear();
         for (_, attributes) in std::mem::take(&mut self.sent) {
             self.forget(Some(attributes));
         }
@@ -215,6 +234,24 @@ impl AdjRibOut {
 
     /// The peer wants all routes of a family again (RFC 2918).
     pub fn refresh(&mut self, wanted: Family) {
+        if self.session.as_ref().is_some_and(|s| s.enhanced_refresh) {
+            self.begin.insert(wanted);
+        } else {
+            self.send_again(wanted);
+        }
+    }
+
+    /// Routes carry GRACEFUL_SHUTDOWN from now on, with the least preference
+    /// inside an AS (RFC 8326), or no longer. What the peer has is sent again.
+    pub fn set_graceful_shutdown(&mut self, on: bool) {
+        if std::mem::replace(&mut self.graceful_shutdown, on) != on {
+            for family in Family::ALL {
+                self.send_again(family);
+            }
+        }
+    }
+
+    fn send_again(&mut self, wanted: Family) {
         let prefixes: Vec<_> = self
             .sent
             .iter()
@@ -230,21 +267,47 @@ impl AdjRibOut {
         }
     }
 
-    /// The next UPDATE, as full as 4096 octets allow; `None` when the peer has
-    /// everything.
+    /// The next message; `None` when the peer has everything.
+    pub fn next_message(&mut self) -> Option<Message> {
+        // Not before the End-of-RIB (RFC 7313 section 4).
+        let begin = self.begin.iter().find(|f| !self.end_of_rib.contains(f));
+        if let Some(family) = begin.copied() {
+            self.begin.remove(&family);
+            self.end.insert(family);
+            self.send_again(family);
+            let refresh = RouteRefresh::of(family, RouteRefresh::BEGIN);
+            return Some(Message::RouteRefresh(refresh));
+        }
+        if let Some(update) = self.next_update() {
+            return Some(Message::Update(update));
+        }
+        let family = self.end.pop_first()?;
+        let refresh = RouteRefresh::of(family, RouteRefresh::END);
+        Some(Message::RouteRefresh(refresh))
+    }
+
+    /// The next UPDATE, as full as the negotiated length allows; `None` when
+    /// the peer has all routes.
     pub fn next_update(&mut self) -> Option<Update> {
+        let max_len = self
+            .session
+            .as_ref()
+            .map_or(0, |session| session.context.max_len());
         while let Some((change, mut prefixes)) = self.pending.pop_first() {
             self.pending_count -= prefixes.len();
             let update = match &change {
-                Change::Withdraw(family) => Some(take(MAX_LEN - frame_len(*family), &mut prefixes))
-                    .map(|gone| {
-                        for prefix in &gone {
-                            self.again.remove(prefix);
-                            let old = self.sent.remove(prefix);
-                            self.forget(old);
-                        }
-                        withdrawal(*family, &gone)
-                    }),
+                Change::Withdraw(family) => Some(take(
+                    max_len.saturating_sub(frame_len(*family)),
+                    &mut prefixes,
+                ))
+                .map(|gone| {
+                    for prefix in &gone {
+                        self.again.remove(prefix);
+                        let old = self.sent.remove(prefix);
+                        self.forget(old);
+                    }
+                    withdrawal(*family, &gone)
+                }),
                 Change::Announce(family, attributes) => match self.build(*family, attributes) {
                     Ok((update, room)) => Some(take(room, &mut prefixes)).map(|new| {
                         for prefix in &new {
@@ -291,31 +354,53 @@ impl AdjRibOut {
             .as_ref()
             .filter(|session| session.families.contains(&family));
         let session = session.ok_or(Refusal::FamilyNotNegotiated)?;
-        let next_hop = attributes.next_hop.unwrap_or(session.local);
-        if Family::of(next_hop) != family {
-            return Err(Refusal::NoNextHop);
-        }
+        let next_hop = next_hop(session, family, attributes).ok_or(Refusal::NoNextHop)?;
         if next_hop == session.peer {
             return Err(Refusal::NextHopIsPeer);
         }
         let internal = session.context.internal;
         let own = || Segment {
             kind: SegmentKind::Sequence,
-            asns: vec![session.local_asn],
+            asns: vec![session.local_asn; 1 + usize::from(attributes.prepend)],
         };
+        let local_pref = if self.graceful_shutdown {
+            0
+        } else {
+            attributes.local_pref.unwrap_or(DEFAULT_LOCAL_PREF)
+        };
+        let mut communities = attributes.communities.clone();
+        if self.graceful_shutdown {
+            communities.insert(GRACEFUL_SHUTDOWN);
+        }
+        let mut extended_communities = attributes.extended_communities.clone();
+        let weight = attributes.weight;
+        extended_communities.extend(weight.map(|w| link_bandwidth(session, w)));
         let mut update = Update {
             attributes: PathAttributes {
                 origin: Some(Origin::Igp),
                 as_path: Some(if internal { Vec::new() } else { vec![own()] }),
                 next_hop: None,
-                local_pref: internal.then_some(attributes.local_pref.unwrap_or(DEFAULT_LOCAL_PREF)),
-                communities: attributes.communities.iter().copied().collect(),
+                local_pref: internal.then_some(local_pref),
+                communities: communities.into_iter().collect(),
+                extended_communities: extended_communities.into_iter().collect(),
+                large_communities: attributes.large_communities.iter().copied().collect(),
+                only_to_customer: session
+                    .role
+                    .filter(|role| !internal && role.marks())
+                    .map(|_| session.local_asn),
             },
             ..Update::default()
         };
-        match next_hop {
-            IpAddr::V4(next_hop) => update.attributes.next_hop = Some(next_hop),
-            IpAddr::V6(next_hop) => {
+        match (next_hop, family) {
+            (IpAddr::V4(next_hop), _) => update.attributes.next_hop = Some(next_hop),
+            (IpAddr::V6(next_hop), Family::Ipv4Unicast) => {
+                update.reach_ipv4 = Some(ReachIpv4 {
+                    next_hop,
+                    link_local: None,
+                    prefixes: Vec::new(),
+                });
+            }
+            (IpAddr::V6(next_hop), Family::Ipv6Unicast) => {
                 update.reach = Some(Reach {
                     next_hop,
                     link_local: None,
@@ -327,8 +412,10 @@ impl AdjRibOut {
         let encoded = Message::Update(update.clone()).encode(session.context, &mut octets);
         encoded.map_err(|_| Refusal::AttributesTooLong)?;
         // With prefixes in it MP_REACH_NLRI may need a length of two octets.
-        let growth = usize::from(update.reach.is_some());
-        let room = MAX_LEN.saturating_sub(octets.len() + growth);
+        let multiprotocol = update.reach.is_some() || update.reach_ipv4.is_some();
+        let growth = usize::from(multiprotocol);
+        let max_len = session.context.max_len();
+        let room = max_len.saturating_sub(octets.len() + growth);
         let longest = match family {
             Family::Ipv4Unicast => wire_len(32),
             Family::Ipv6Unicast => wire_len(128),
@@ -337,6 +424,19 @@ impl AdjRibOut {
             return Err(Refusal::AttributesTooLong);
         }
         Ok((update, room))
+    }
+
+    /// Families whose routes the session can carry: negotiated, and with a
+    /// next hop for routes that name none.
+    pub fn families(&self) -> Vec<Family> {
+        let session = self.session.iter();
+        session
+            .flat_map(|session| {
+                let plain = Attributes::default();
+                let carried = move |family: &&Family| next_hop(session, **family, &plain).is_some();
+                session.families.iter().filter(carried).copied()
+            })
+            .collect()
     }
 
     /// Prefixes that the peer should have.
@@ -359,6 +459,42 @@ impl AdjRibOut {
         let named = self.refusals.iter().filter(|(_, count)| **count > 0);
         named.map(|(refusal, count)| (*refusal, *count)).collect()
     }
+}
+
+/// Where packets for the route are to go: an address of the route's family, or
+/// an IPv6 one where the peer takes that for IPv4 routes.
+fn next_hop(session: &RibSession, family: Family, attributes: &Attributes) -> Option<IpAddr> {
+    let fits = |address: &IpAddr| {
+        Family::of(*address) == family || (address.is_ipv6() && session.context.ipv6_next_hop)
+    };
+    if attributes.next_hop.is_some() {
+        return attributes.next_hop.filter(fits);
+    }
+    if Family::of(session.local) == family {
+        return Some(session.local);
+    }
+    let configured = match family {
+        Family::Ipv4Unicast => session.next_hop_v4.map(IpAddr::V4),
+        Family::Ipv6Unicast => session.next_hop_v6.map(IpAddr::V6),
+    };
+    configured.or(Some(session.local).filter(fits))
+}
+
+/// The link-bandwidth extended community (draft-ietf-idr-link-bandwidth): AS
+/// and octets a second as an IEEE 754 number. Toward another AS it is the
+/// transitive one, which receivers there do not strip.
+fn link_bandwidth(session: &RibSession, weight: u32) -> [u8; 8] {
+    let kind = if session.context.internal { 0x40 } else { 0x00 };
+    let [a, b] = u16::try_from(session.local_asn)
+        .unwrap_or(AS_TRANS)
+        .to_be_bytes();
+    #[allow(
+        clippy::cast_precision_loss,
+        reason = "exact up to 2^24 units, and a ratio of weights beyond"
+    )]
+    let octets = (weight as f32 * WEIGHT_UNIT).to_be_bytes();
+    let [c, d, e, f] = octets;
+    [kind, 0x04, a, b, c, d, e, f]
 }
 
 /// Octets of a message that only withdraws, before the first prefix.
@@ -410,7 +546,10 @@ fn withdrawal(family: Family, prefixes: &[IpNet]) -> Update {
 
 fn announcement(mut update: Update, prefixes: &[IpNet]) -> Update {
     let (v4, v6) = split(prefixes);
-    update.nlri = v4;
+    match &mut update.reach_ipv4 {
+        Some(reach) => reach.prefixes = v4,
+        None => update.nlri = v4,
+    }
     if let Some(reach) = &mut update.reach {
         reach.prefixes = v6;
     }

@@ -2,8 +2,10 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
+use bellrock_sys::tcp;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
@@ -23,17 +25,30 @@ pub(crate) async fn connect(config: PeerConfig) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(peer), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
+    // Before the SYN: it is signed too.
+    if let Some(password) = &config.password {
+        tcp::set_md5_key(socket.as_fd(), config.address, password.octets())?;
+    }
     let one_hop = !config.multihop && !config.peer_asn.is_internal(config.local_asn);
     if peer.is_ipv4() {
         socket.set_tos_v4(INTERNETWORK_CONTROL)?;
-        if one_hop {
+        if config.ttl_security.is_some() {
+            socket.set_ttl_v4(255)?;
+        } else if one_hop {
             socket.set_ttl_v4(1)?;
         }
     } else {
         socket.set_tclass_v6(INTERNETWORK_CONTROL)?;
-        if one_hop {
+        if config.ttl_security.is_some() {
+            socket.set_unicast_hops_v6(255)?;
+        } else if one_hop {
             socket.set_unicast_hops_v6(1)?;
         }
+    }
+    if let Some(hops) = config.ttl_security {
+        // 255 where the peer is on the link.
+        let least = u8::MAX.saturating_sub(hops.saturating_sub(1));
+        tcp::set_least_ttl(socket.as_fd(), peer.is_ipv4(), least)?;
     }
     if let Some(source) = config.source {
         socket.bind(&SocketAddr::new(source, 0).into())?;

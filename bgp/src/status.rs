@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::fsm::State;
-use crate::message::Message;
+use crate::message::{Family, Message};
 use crate::rib::Refusal;
 
 /// Messages by type, since the peer was spawned.
@@ -53,6 +53,11 @@ pub struct PeerStatus {
     pub peer_asn: Option<u32>,
     /// Negotiated hold time; `None` if it is off or there is no session.
     pub hold_time: Option<Duration>,
+    /// Families whose routes the session carries: both sides take them, and
+    /// there is a next hop.
+    pub families: Vec<Family>,
+    /// The peer keeps our routes over a restart (RFC 4724).
+    pub graceful_restart: bool,
     /// Prefixes that the peer should have.
     pub prefixes_wanted: usize,
     /// Prefixes that were sent to it in this session and not withdrawn.
@@ -78,6 +83,8 @@ impl PeerStatus {
             peer_router_id: None,
             peer_asn: None,
             hold_time: None,
+            families: Vec::new(),
+            graceful_restart: false,
             prefixes_wanted: 0,
             prefixes_sent: 0,
             prefixes_pending: 0,

@@ -22,6 +22,7 @@ const LONG: Duration = Duration::from_secs(60);
 const CONTEXT: Context = Context {
     four_octet_as: true,
     internal: false,
+    ..Context::BEFORE_OPEN
 };
 
 fn runtime() -> Runtime {

@@ -9,6 +9,7 @@ use bellrock_bgp::rib::{AdjRibOut, RibSession};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netgauze_bgp_pkt::BgpMessage;
 use netgauze_bgp_pkt::capabilities::BgpCapability;
+use netgauze_bgp_pkt::community::{ExtendedCommunity, TransitiveTwoOctetExtendedCommunity};
 use netgauze_bgp_pkt::path_attribute::{MpReach, MpUnreach, PathAttributeValue};
 use netgauze_bgp_pkt::wire::deserializer::{BgpParsingContext, BgpParsingIgnoredErrors};
 use netgauze_parse_utils::reader::SliceReader;
@@ -33,6 +34,7 @@ fn the_oracle_reads_our_open_keepalive_and_notification() {
     let context = Context {
         four_octet_as: true,
         internal: false,
+        ..Context::BEFORE_OPEN
     };
     for asn in [64512, 4_200_000_001] {
         let open = Open::new(asn, 90, [192, 0, 2, 1].into());
@@ -67,7 +69,20 @@ fn the_oracle_reads_our_open_keepalive_and_notification() {
     }
 }
 
-type Route = (String, Vec<u32>, Option<u32>, Vec<u32>);
+/// Next hop, path, preference, communities, large and extended ones.
+type Route = (
+    String,
+    Vec<u32>,
+    Option<u32>,
+    Vec<u32>,
+    (Vec<[u32; 3]>, Vec<u32>),
+);
+
+/// A route target of AS 64512.
+fn route_target(value: u32) -> [u8; 8] {
+    let [a, b, c, d] = value.to_be_bytes();
+    [0, 2, 252, 0, a, b, c, d]
+}
 
 /// What the oracle makes of one UPDATE.
 fn apply(read: &BgpMessage, routes: &mut BTreeMap<IpNet, Route>) {
@@ -84,6 +99,7 @@ fn apply(read: &BgpMessage, routes: &mut BTreeMap<IpNet, Route>) {
     let (mut path, mut preference, mut communities) = (vec![], None, vec![]);
     let mut next_hop = String::new();
     let mut six = Vec::new();
+    let mut more = (vec![], vec![]);
     for attribute in update.path_attributes() {
         match attribute.value() {
             PathAttributeValue::Origin(_) => {}
@@ -92,6 +108,26 @@ fn apply(read: &BgpMessage, routes: &mut BTreeMap<IpNet, Route>) {
             PathAttributeValue::LocalPreference(value) => preference = Some(value.metric()),
             PathAttributeValue::Communities(value) => {
                 communities = value.communities().iter().map(|c| c.value()).collect();
+            }
+            PathAttributeValue::LargeCommunities(value) => {
+                let all = value.communities().iter();
+                more.0 = all
+                    .map(|c| [c.global_admin(), c.local_data1(), c.local_data2()])
+                    .collect();
+            }
+            PathAttributeValue::ExtendedCommunities(value) => {
+                let all = value.communities().iter();
+                more.1 = all
+                    .map(|community| match community {
+                        ExtendedCommunity::TransitiveTwoOctet(
+                            TransitiveTwoOctetExtendedCommunity::RouteTarget {
+                                global_admin: 64512,
+                                local_admin,
+                            },
+                        ) => *local_admin,
+                        other => panic!("{other:?}"),
+                    })
+                    .collect();
             }
             PathAttributeValue::MpReach(MpReach::Ipv6Unicast {
                 next_hop_global,
@@ -123,6 +159,7 @@ fn apply(read: &BgpMessage, routes: &mut BTreeMap<IpNet, Route>) {
             path.clone(),
             preference,
             communities.clone(),
+            more.clone(),
         );
         routes.insert(prefix, route);
     }
@@ -153,25 +190,33 @@ proptest! {
             IpNet::V6(Ipv6Net::new((address >> 1).into(), bits % 129).unwrap().trunc())
         }), 0..400),
         communities in btree_set(any::<u32>(), 0..80),
+        large in btree_set(any::<[u32; 3]>(), 0..20),
+        extended in btree_set(any::<u32>(), 0..20),
+        prepend in 0..17_u8,
         local_pref: Option<u32>,
         internal: bool,
         four_octet_as: bool,
     ) {
-        let context = Context { four_octet_as, internal };
+        let context = Context {four_octet_as, internal, ..Context::BEFORE_OPEN};
         let attributes = |next_hop: &str| Attributes {
             next_hop: Some(next_hop.parse().unwrap()),
             local_pref,
             communities: communities.clone(),
+            large_communities: large.clone(),
+            extended_communities: extended.iter().map(|value| route_target(*value)).collect(),
+            prepend,
+            weight: None,
         };
         let mut rib = AdjRibOut::default();
         let mut expected = BTreeMap::new();
         for (prefixes, next_hop) in [(&four, "192.0.2.10"), (&six, "2001:db8::10")] {
             for prefix in prefixes {
                 rib.announce(*prefix, attributes(next_hop));
-                let path = if internal { vec![] } else { vec![64512] };
+                let path = if internal { vec![] } else { vec![64512; usize::from(prepend) + 1] };
                 let preference = internal.then_some(local_pref.unwrap_or(100));
                 let communities: Vec<u32> = communities.iter().copied().collect();
-                expected.insert(*prefix, (next_hop.to_owned(), path, preference, communities));
+                let more = (large.iter().copied().collect(), extended.iter().copied().collect());
+                expected.insert(*prefix, (next_hop.to_owned(), path, preference, communities, more));
             }
         }
         rib.open(RibSession {
@@ -180,6 +225,10 @@ proptest! {
             local_asn: 64512,
             families: Family::ALL.to_vec(),
             context,
+            enhanced_refresh: false,
+            next_hop_v4: None,
+            next_hop_v6: None,
+            role: None,
         });
         let mut routes = BTreeMap::new();
         while let Some(update) = rib.next_update() {

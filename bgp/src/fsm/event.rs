@@ -86,4 +86,10 @@ pub struct Session {
     pub families: Vec<Family>,
     /// How messages are read and written.
     pub context: Context,
+    /// A refresh begins and ends with messages of its own (RFC 7313).
+    pub enhanced_refresh: bool,
+    /// The peer keeps our routes over a restart (RFC 4724).
+    pub graceful_restart: bool,
+    /// And over a NOTIFICATION that is no Hard Reset (RFC 8538).
+    pub graceful_notification: bool,
 }

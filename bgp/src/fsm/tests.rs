@@ -4,6 +4,7 @@
     reason = "an instant to count from; no test waits for one"
 )]
 
+mod extensions;
 mod timers;
 
 use std::net::Ipv4Addr;
@@ -380,7 +381,8 @@ fn what_the_peer_can_do_decides_families_and_octets() {
             fsm.context(),
             Context {
                 four_octet_as,
-                internal: false
+                internal: false,
+                ..Context::BEFORE_OPEN
             }
         );
     }

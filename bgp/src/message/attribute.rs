@@ -55,6 +55,12 @@ pub struct PathAttributes {
     /// COMMUNITIES, type 8 (RFC 1997), ascending and without duplicates when
     /// sent.
     pub communities: Vec<u32>,
+    /// Extended communities, type 16 (RFC 4360), likewise.
+    pub extended_communities: Vec<[u8; 8]>,
+    /// Large communities, type 32 (RFC 8092), likewise.
+    pub large_communities: Vec<[u32; 3]>,
+    /// Only to Customer, type 35 (RFC 9234): the AS that set it.
+    pub only_to_customer: Option<u32>,
 }
 
 /// ORIGIN.
@@ -286,16 +292,29 @@ fn read_one(
             let (all, _) = value.as_chunks::<4>();
             attributes.communities = all.iter().copied().map(u32::from_be_bytes).collect();
         }
-        EXTENDED_COMMUNITIES => multiple_of(8, value)?,
-        LARGE_COMMUNITIES => multiple_of(12, value)?,
+        EXTENDED_COMMUNITIES => {
+            multiple_of(8, value)?;
+            attributes.extended_communities = value.as_chunks::<8>().0.to_vec();
+        }
+        LARGE_COMMUNITIES => {
+            multiple_of(12, value)?;
+            let (words, _) = value.as_chunks::<4>();
+            let (all, _) = words.as_chunks::<3>();
+            attributes.large_communities = all
+                .iter()
+                .map(|community| community.map(u32::from_be_bytes))
+                .collect();
+        }
         IPV6_EXTENDED_COMMUNITIES => multiple_of(20, value)?,
         // A speaker with four-octet numbers must not send these; from one
         // without them they matter only to who uses the path (RFC 6793).
         AS4_PATH | AS4_AGGREGATOR if context.four_octet_as => return Err(Problem::Discard),
         AS4_PATH | AS4_AGGREGATOR => {}
-        ONLY_TO_CUSTOMER => four(value).map(drop)?,
+        ONLY_TO_CUSTOMER => {
+            attributes.only_to_customer = Some(u32::from_be_bytes(four(value)?));
+        }
         MP_REACH => update
-            .read_reach(value)
+            .read_reach(value, context)
             .ok_or(Problem::Reset(OPTIONAL_ATTRIBUTE))?,
         MP_UNREACH => update
             .read_unreach(value)
@@ -404,6 +423,12 @@ impl PathAttributes {
                 Some(())
             })?;
         }
+        if !self.extended_communities.is_empty() {
+            put(OPTIONAL | TRANSITIVE, EXTENDED_COMMUNITIES, out, |out| {
+                out.extend(self.extended_communities.iter().flatten());
+                Some(())
+            })?;
+        }
         // To a speaker without four-octet numbers the true path goes beside
         // the one with AS_TRANS, where they differ (RFC 6793 section 4.2.2).
         let wide = |segment: &Segment| segment.asns.iter().any(|asn| u16::try_from(*asn).is_err());
@@ -414,6 +439,17 @@ impl PathAttributes {
             put(OPTIONAL | TRANSITIVE, AS4_PATH, out, |out| {
                 put_path(path, true, out)
             })?;
+        }
+        if !self.large_communities.is_empty() {
+            put(OPTIONAL | TRANSITIVE, LARGE_COMMUNITIES, out, |out| {
+                let words = self.large_communities.iter().flatten();
+                out.extend(words.flat_map(|word| word.to_be_bytes()));
+                Some(())
+            })?;
+        }
+        if let Some(asn) = self.only_to_customer {
+            out.extend([OPTIONAL | TRANSITIVE, ONLY_TO_CUSTOMER, 4]);
+            out.extend(asn.to_be_bytes());
         }
         Some(())
     }

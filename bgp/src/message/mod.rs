@@ -44,8 +44,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::attribute::{Fault, Origin, PathAttributes, Segment, SegmentKind, Treatment};
 pub use self::notification::Notification;
-pub use self::open::{AS_TRANS, Capability, Open};
-pub use self::update::{Reach, Unreach, Update};
+pub use self::open::{AS_TRANS, Capability, GracefulRestart, Open, RestartFamily, Role};
+pub use self::update::{Reach, ReachIpv4, Unreach, Update};
 
 use self::reader::Reader;
 
@@ -53,6 +53,8 @@ use self::reader::Reader;
 pub const HEADER_LEN: usize = 19;
 /// Longest message without RFC 8654.
 pub const MAX_LEN: usize = 4096;
+/// Longest message with it; OPEN and KEEPALIVE stay below [`MAX_LEN`].
+pub const MAX_EXTENDED_LEN: usize = 65535;
 const MARKER: [u8; 16] = [0xff; 16];
 
 /// An address family that this speaker announces.
@@ -97,6 +99,29 @@ pub struct Context {
     pub four_octet_as: bool,
     /// The peer is in our own AS.
     pub internal: bool,
+    /// Messages may have up to 65535 octets (RFC 8654).
+    pub extended: bool,
+    /// IPv4 prefixes may have an IPv6 next hop (RFC 8950).
+    pub ipv6_next_hop: bool,
+}
+
+impl Context {
+    /// What holds until both OPENs have come.
+    pub const BEFORE_OPEN: Self = Self {
+        four_octet_as: true,
+        internal: false,
+        extended: false,
+        ipv6_next_hop: false,
+    };
+
+    /// Longest message, in octets.
+    pub const fn max_len(self) -> usize {
+        if self.extended {
+            MAX_EXTENDED_LEN
+        } else {
+            MAX_LEN
+        }
+    }
 }
 
 /// A message.
@@ -125,9 +150,27 @@ pub struct RouteRefresh {
     pub safi: u8,
 }
 
-/// The message does not fit into 4096 octets.
+impl RouteRefresh {
+    /// Asks for all routes.
+    pub const REQUEST: u8 = 0;
+    /// Beginning of route refresh (RFC 7313): all routes follow.
+    pub const BEGIN: u8 = 1;
+    /// End of route refresh: what was not sent since its beginning is gone.
+    pub const END: u8 = 2;
+
+    /// A message of this subtype for one family.
+    pub const fn of(family: Family, subtype: u8) -> Self {
+        Self {
+            afi: family.afi(),
+            subtype,
+            safi: family.safi(),
+        }
+    }
+}
+
+/// The message does not fit into the negotiated length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("message is longer than 4096 octets")]
+#[error("message is longer than the peer takes")]
 pub struct TooLong;
 
 impl Message {
@@ -161,7 +204,7 @@ impl Message {
             }
             Self::Notification(notification) => {
                 out.push(Self::NOTIFICATION);
-                notification.put(out);
+                notification.put(context, out);
             }
             Self::Keepalive => out.push(Self::KEEPALIVE),
             Self::RouteRefresh(refresh) => {
@@ -173,16 +216,23 @@ impl Message {
         let length = out
             .len()
             .checked_sub(start)
-            .filter(|length| *length <= MAX_LEN)?;
+            .filter(|length| *length <= self.max_len(context))?;
         let field = start.checked_add(MARKER.len())?;
         let field = out.get_mut(field..)?.first_chunk_mut::<2>()?;
         *field = u16::try_from(length).ok()?.to_be_bytes();
         Some(())
     }
 
+    fn max_len(&self, context: Context) -> usize {
+        match self {
+            Self::Open(_) | Self::Keepalive => MAX_LEN,
+            Self::Update(_) | Self::Notification(_) | Self::RouteRefresh(_) => context.max_len(),
+        }
+    }
+
     /// Decodes one whole message, header included.
     pub fn decode(message: &[u8], context: Context) -> Result<Self, Notification> {
-        let Some(length) = frame(message)? else {
+        let Some(length) = frame(message, context)? else {
             return Err(bad_length(u16::try_from(message.len()).unwrap_or(u16::MAX)));
         };
         let mut reader = Reader::new(message);
@@ -219,7 +269,7 @@ fn bad_length(length: u16) -> Notification {
 
 /// Looks at the header in front of `bytes` (RFC 4271 section 6.1): the length
 /// of the message, or `None` while the header is not complete.
-fn frame(bytes: &[u8]) -> Result<Option<usize>, Notification> {
+fn frame(bytes: &[u8], context: Context) -> Result<Option<usize>, Notification> {
     // A wrong marker shows before all of it has come.
     if bytes.iter().take(MARKER.len()).any(|octet| *octet != 0xff) {
         return Err(Notification::new(1, 1));
@@ -230,11 +280,11 @@ fn frame(bytes: &[u8]) -> Result<Option<usize>, Notification> {
         return Ok(None);
     };
     let bad = || Err(bad_length(length));
-    if usize::from(length) < HEADER_LEN || usize::from(length) > MAX_LEN {
+    if usize::from(length) < HEADER_LEN || usize::from(length) > context.max_len() {
         return bad();
     }
     match kind {
-        Message::OPEN if length < 29 => bad(),
+        Message::OPEN if length < 29 || usize::from(length) > MAX_LEN => bad(),
         Message::UPDATE if length < 23 => bad(),
         Message::NOTIFICATION if length < 21 => bad(),
         Message::KEEPALIVE if length != 19 => bad(),
@@ -265,7 +315,7 @@ impl Decoder {
     /// The next whole message, or the NOTIFICATION that ends the session.
     /// After an error nothing more can be read.
     pub fn next(&mut self, context: Context) -> Option<Result<Message, Notification>> {
-        let length = match frame(&self.buffer) {
+        let length = match frame(&self.buffer, context) {
             Ok(length) => length?,
             Err(error) => return Some(Err(error)),
         };

@@ -74,6 +74,24 @@ impl Notification {
         Self::new(6, 3)
     }
 
+    /// Cease, Other Configuration Change (RFC 4486).
+    pub fn configuration_change() -> Self {
+        Self::new(6, 6)
+    }
+
+    /// Cease, Connection Collision Resolution (RFC 4486).
+    pub fn collision() -> Self {
+        Self::new(6, 7)
+    }
+
+    /// Cease, Hard Reset (RFC 8538 section 3.1): the same reason, but routes
+    /// are not kept for a graceful restart.
+    pub fn hard(&self) -> Self {
+        let mut data = vec![self.code, self.subcode];
+        data.extend(&self.data);
+        Self::with_data(6, 9, data)
+    }
+
     /// The shutdown communication of RFC 9003, if this is a Cease that may
     /// carry one and its text is valid UTF-8 of the stated length.
     pub fn shutdown_communication(&self) -> Option<&str> {
@@ -95,10 +113,11 @@ impl Notification {
         })
     }
 
-    pub(super) fn put(&self, out: &mut Vec<u8>) {
+    pub(super) fn put(&self, context: super::Context, out: &mut Vec<u8>) {
         out.push(self.code);
         out.push(self.subcode);
-        let room = super::MAX_LEN
+        let room = context
+            .max_len()
             .saturating_sub(super::HEADER_LEN)
             .saturating_sub(2);
         out.extend(self.data.iter().take(room));

@@ -48,6 +48,17 @@ pub enum Capability {
     RouteRefresh,
     /// Four-octet AS numbers, and the sender's own (RFC 6793), code 65.
     FourOctetAs(u32),
+    /// IPv6 next hops for other families (RFC 8950), code 5: AFI and SAFI of
+    /// the routes, AFI of the next hop.
+    ExtendedNextHop(Vec<(u16, u16, u16)>),
+    /// Messages of up to 65535 octets (RFC 8654), code 6.
+    ExtendedMessage,
+    /// The sender's role toward us (RFC 9234), code 9.
+    Role(u8),
+    /// Graceful restart (RFC 4724, RFC 8538), code 64.
+    GracefulRestart(GracefulRestart),
+    /// Enhanced route refresh (RFC 7313), code 70.
+    EnhancedRouteRefresh,
     /// Any other; ignored.
     Unknown {
         /// Capability code.
@@ -55,6 +66,118 @@ pub enum Capability {
         /// Its value.
         value: Vec<u8>,
     },
+}
+
+/// What a speaker says about its restarts: RFC 4724 section 3.
+///
+/// ```text
+///  flags 4 bits: R, N | restart time 12 bits | (AFI 2 | SAFI 1 | flags 1: F)*
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GracefulRestart {
+    /// R: the sender has restarted.
+    pub restarted: bool,
+    /// N: a NOTIFICATION other than Hard Reset keeps routes too (RFC 8538).
+    pub notification: bool,
+    /// Seconds until the sender expects to be back, at most 4095.
+    pub time: u16,
+    /// Families whose routes are to be kept.
+    pub families: Vec<RestartFamily>,
+}
+
+/// One family of a [`GracefulRestart`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartFamily {
+    /// Address family identifier.
+    pub afi: u16,
+    /// Subsequent address family identifier.
+    pub safi: u8,
+    /// F: the sender's forwarding state survived its restart.
+    pub forwarding: bool,
+}
+
+impl GracefulRestart {
+    fn read(value: &[u8]) -> Option<Self> {
+        let mut reader = Reader::new(value);
+        let first = reader.u16()?;
+        let mut families = Vec::new();
+        while !reader.is_empty() {
+            families.push(RestartFamily {
+                afi: reader.u16()?,
+                safi: reader.u8()?,
+                forwarding: reader.u8()? & 0x80 != 0,
+            });
+        }
+        Some(Self {
+            restarted: first & 0x8000 != 0,
+            notification: first & 0x4000 != 0,
+            time: first & 0x0fff,
+            families,
+        })
+    }
+
+    fn put(&self, out: &mut Vec<u8>) -> Option<()> {
+        let length = self.families.len().checked_mul(4)?.checked_add(2)?;
+        out.extend([64, u8::try_from(length).ok()?]);
+        let flag = |set, bit: u16| if set { bit } else { 0 };
+        let first =
+            flag(self.restarted, 0x8000) | flag(self.notification, 0x4000) | self.time.min(0x0fff);
+        out.extend(first.to_be_bytes());
+        for family in &self.families {
+            out.extend(family.afi.to_be_bytes());
+            out.extend([family.safi, if family.forwarding { 0x80 } else { 0 }]);
+        }
+        Some(())
+    }
+}
+
+/// The sender's role on a session between two AS: RFC 9234 section 3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// Sells transit to the peer.
+    Provider,
+    /// Redistributes routes among its clients.
+    RouteServer,
+    /// Client of a route server.
+    RouteServerClient,
+    /// Buys transit from the peer.
+    Customer,
+    /// Exchanges its own and its customers' routes.
+    Peer,
+}
+
+impl Role {
+    /// Its value on the wire.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Provider => 0,
+            Self::RouteServer => 1,
+            Self::RouteServerClient => 2,
+            Self::Customer => 3,
+            Self::Peer => 4,
+        }
+    }
+
+    /// Whether the other side may say `theirs` (RFC 9234 section 4.2).
+    pub const fn fits(self, theirs: u8) -> bool {
+        let wanted = match self {
+            Self::Provider => Self::Customer,
+            Self::RouteServer => Self::RouteServerClient,
+            Self::RouteServerClient => Self::RouteServer,
+            Self::Customer => Self::Provider,
+            Self::Peer => Self::Peer,
+        };
+        wanted.code() == theirs
+    }
+
+    /// Whether routes to the other side are marked "only to customer" (RFC
+    /// 9234 section 5).
+    pub const fn marks(self) -> bool {
+        match self {
+            Self::Provider | Self::RouteServer | Self::Peer => true,
+            Self::RouteServerClient | Self::Customer => false,
+        }
+    }
 }
 
 impl Open {
@@ -91,9 +214,7 @@ impl Open {
             .rev()
             .find_map(|capability| match capability {
                 Capability::FourOctetAs(asn) => Some(*asn),
-                Capability::MultiProtocol { .. }
-                | Capability::RouteRefresh
-                | Capability::Unknown { .. } => None,
+                _ => None,
             })
     }
 
@@ -106,15 +227,52 @@ impl Open {
             .iter()
             .filter_map(|capability| match capability {
                 Capability::MultiProtocol { afi, safi } => Some((*afi, *safi)),
-                Capability::RouteRefresh
-                | Capability::FourOctetAs(_)
-                | Capability::Unknown { .. } => None,
+                _ => None,
             });
         let wanted = (family.afi(), family.safi());
         match families.next() {
             None => family == Family::Ipv4Unicast,
             Some(first) => first == wanted || families.any(|other| other == wanted),
         }
+    }
+
+    /// What the sender says about its restarts. One instance is legal; of
+    /// several the last counts (RFC 4724 section 3).
+    pub fn graceful_restart(&self) -> Option<&GracefulRestart> {
+        let mut all = self.capabilities.iter().rev();
+        all.find_map(|capability| match capability {
+            Capability::GracefulRestart(restart) => Some(restart),
+            _ => None,
+        })
+    }
+
+    /// The sender's role; an error if it names several (RFC 9234 section 4.2).
+    pub fn role(&self) -> Result<Option<u8>, Notification> {
+        let mut roles = self
+            .capabilities
+            .iter()
+            .filter_map(|capability| match capability {
+                Capability::Role(role) => Some(*role),
+                _ => None,
+            });
+        let first = roles.next();
+        if roles.any(|other| Some(other) != first) {
+            return Err(Notification::new(2, 11));
+        }
+        Ok(first)
+    }
+
+    /// Whether the sender takes IPv4 unicast routes with an IPv6 next hop.
+    pub fn has_ipv6_next_hop(&self) -> bool {
+        self.capabilities.iter().any(|capability| match capability {
+            Capability::ExtendedNextHop(triples) => triples.contains(&(1, 1, 2)),
+            _ => false,
+        })
+    }
+
+    /// Whether this very capability is there.
+    pub fn has(&self, capability: &Capability) -> bool {
+        self.capabilities.contains(capability)
     }
 
     pub(super) fn decode(body: &[u8]) -> Result<Self, Notification> {
@@ -212,6 +370,15 @@ fn parameters(reader: &mut Reader<'_>) -> Result<Vec<Capability>, Notification> 
     Ok(capabilities)
 }
 
+fn read_triples(value: &[u8]) -> Option<Vec<(u16, u16, u16)>> {
+    let mut reader = Reader::new(value);
+    let mut triples = Vec::new();
+    while !reader.is_empty() {
+        triples.push((reader.u16()?, reader.u16()?, reader.u16()?));
+    }
+    Some(triples)
+}
+
 impl Capability {
     fn read(reader: &mut Reader<'_>) -> Option<Self> {
         let code = reader.u8()?;
@@ -224,12 +391,24 @@ impl Capability {
             },
             (2, []) => Self::RouteRefresh,
             (65, [a, b, c, d]) => Self::FourOctetAs(u32::from_be_bytes([*a, *b, *c, *d])),
+            (6, []) => Self::ExtendedMessage,
+            (9, [role]) => Self::Role(*role),
+            (70, []) => Self::EnhancedRouteRefresh,
             (1 | 2 | 65, _) => return None,
-            (code, value) => Self::Unknown {
+            // What a session can do without is ignored if it makes no sense.
+            (code, value) => Self::read_list(code, value).unwrap_or_else(|| Self::Unknown {
                 code,
                 value: value.to_vec(),
-            },
+            }),
         })
+    }
+
+    fn read_list(code: u8, value: &[u8]) -> Option<Self> {
+        match code {
+            5 => read_triples(value).map(Self::ExtendedNextHop),
+            64 => GracefulRestart::read(value).map(Self::GracefulRestart),
+            _ => None,
+        }
     }
 
     fn put(&self, out: &mut Vec<u8>) -> Option<()> {
@@ -244,6 +423,19 @@ impl Capability {
                 out.extend([65, 4]);
                 out.extend(asn.to_be_bytes());
             }
+            Self::ExtendedNextHop(triples) => {
+                let length = triples.len().checked_mul(6)?;
+                out.extend([5, u8::try_from(length).ok()?]);
+                for (afi, safi, next_hop) in triples {
+                    out.extend(afi.to_be_bytes());
+                    out.extend(safi.to_be_bytes());
+                    out.extend(next_hop.to_be_bytes());
+                }
+            }
+            Self::ExtendedMessage => out.extend([6, 0]),
+            Self::Role(role) => out.extend([9, 1, *role]),
+            Self::GracefulRestart(restart) => restart.put(out)?,
+            Self::EnhancedRouteRefresh => out.extend([70, 0]),
             Self::Unknown { code, value } => {
                 out.extend([*code, u8::try_from(value.len()).ok()?]);
                 out.extend(value);

@@ -8,14 +8,17 @@ use super::{Context, MARKER};
 const EXTERNAL: Context = Context {
     four_octet_as: true,
     internal: false,
+    ..Context::BEFORE_OPEN
 };
 const INTERNAL: Context = Context {
     four_octet_as: true,
     internal: true,
+    ..Context::BEFORE_OPEN
 };
 const OLD: Context = Context {
     four_octet_as: false,
     internal: false,
+    ..Context::BEFORE_OPEN
 };
 
 /// Octets from hexadecimal digits; spaces are for the reader.

@@ -25,6 +25,8 @@ pub struct Update {
     pub withdrawn: Vec<Ipv4Net>,
     /// MP_REACH_NLRI for IPv6 unicast.
     pub reach: Option<Reach>,
+    /// MP_REACH_NLRI for IPv4 unicast with an IPv6 next hop (RFC 8950).
+    pub reach_ipv4: Option<ReachIpv4>,
     /// MP_UNREACH_NLRI for IPv6 unicast.
     pub unreach: Option<Unreach>,
     /// Shared by all prefixes that are announced.
@@ -44,6 +46,17 @@ pub struct Reach {
     pub link_local: Option<Ipv6Addr>,
     /// The prefixes.
     pub prefixes: Vec<Ipv6Net>,
+}
+
+/// IPv4 prefixes that are announced with an IPv6 next hop.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReachIpv4 {
+    /// Global next hop.
+    pub next_hop: Ipv6Addr,
+    /// Link-local next hop beside it.
+    pub link_local: Option<Ipv6Addr>,
+    /// The prefixes.
+    pub prefixes: Vec<Ipv4Net>,
 }
 
 /// IPv6 prefixes that are gone. None at all: End-of-RIB (RFC 4724 section 2).
@@ -115,7 +128,7 @@ impl Update {
 
     /// The value of an MP_REACH_NLRI. `None` if it is malformed; other
     /// families are checked as far as that is possible, and ignored.
-    pub(super) fn read_reach(&mut self, value: &[u8]) -> Option<()> {
+    pub(super) fn read_reach(&mut self, value: &[u8], context: Context) -> Option<()> {
         let mut reader = Reader::new(value);
         let family = (reader.u16()?, reader.u8()?);
         let length = reader.u8()?;
@@ -123,20 +136,24 @@ impl Update {
         reader.u8()?; // reserved
         let prefixes = reader.rest();
         match family {
-            (1, 1) => {
-                (length == 4).then_some(())?;
+            (1, 1) if length == 4 => {
                 prefix::read_all::<Ipv4Net>(prefixes)?;
             }
-            (2, 1) => {
-                let mut next_hop = Reader::new(next_hop);
-                let global = next_hop.array::<16>().map(Ipv6Addr::from)?;
-                let link_local = next_hop.array::<16>().map(Ipv6Addr::from);
-                next_hop.is_empty().then_some(())?;
-                let prefixes = prefix::read_all(prefixes)?;
-                self.reach = Some(Reach {
-                    next_hop: global,
+            (1, 1) if context.ipv6_next_hop => {
+                let (next_hop, link_local) = read_next_hop(next_hop)?;
+                self.reach_ipv4 = Some(ReachIpv4 {
+                    next_hop,
                     link_local,
-                    prefixes,
+                    prefixes: prefix::read_all(prefixes)?,
+                });
+            }
+            (1, 1) => return None,
+            (2, 1) => {
+                let (next_hop, link_local) = read_next_hop(next_hop)?;
+                self.reach = Some(Reach {
+                    next_hop,
+                    link_local,
+                    prefixes: prefix::read_all(prefixes)?,
                 });
             }
             _ => {}
@@ -175,10 +192,14 @@ impl Update {
             if let Some(reach) = &self.reach {
                 attribute::put_optional(attribute::MP_REACH, out, |out| {
                     put_family(Family::Ipv6Unicast, out);
-                    out.push(if reach.link_local.is_some() { 32 } else { 16 });
-                    out.extend(reach.next_hop.octets());
-                    out.extend(reach.link_local.iter().flat_map(Ipv6Addr::octets));
-                    out.push(0);
+                    put_next_hop(reach.next_hop, reach.link_local, out);
+                    put_prefixes(&reach.prefixes, out)
+                })?;
+            }
+            if let Some(reach) = &self.reach_ipv4 {
+                attribute::put_optional(attribute::MP_REACH, out, |out| {
+                    put_family(Family::Ipv4Unicast, out);
+                    put_next_hop(reach.next_hop, reach.link_local, out);
                     put_prefixes(&reach.prefixes, out)
                 })?;
             }
@@ -186,6 +207,23 @@ impl Update {
         })?;
         put_prefixes(&self.nlri, out)
     }
+}
+
+/// A global next hop, and a link-local one if the field is long enough (RFC
+/// 2545 section 3).
+fn read_next_hop(field: &[u8]) -> Option<(Ipv6Addr, Option<Ipv6Addr>)> {
+    let mut reader = Reader::new(field);
+    let global = reader.array::<16>().map(Ipv6Addr::from)?;
+    let link_local = reader.array::<16>().map(Ipv6Addr::from);
+    reader.is_empty().then_some((global, link_local))
+}
+
+/// Length and next hop, and the reserved octet behind them.
+fn put_next_hop(global: Ipv6Addr, link_local: Option<Ipv6Addr>, out: &mut Vec<u8>) {
+    out.push(if link_local.is_some() { 32 } else { 16 });
+    out.extend(global.octets());
+    out.extend(link_local.iter().flat_map(Ipv6Addr::octets));
+    out.push(0);
 }
 
 fn put_family(family: Family, out: &mut Vec<u8>) {

@@ -1,5 +1,7 @@
 //! A peer that believes what it is told ends up with what it should have.
 
+mod policy;
+
 use std::collections::BTreeMap;
 
 use ipnet::{IpNet, Ipv4Net};
@@ -12,6 +14,7 @@ use crate::message::MAX_LEN;
 const EXTERNAL: Context = Context {
     four_octet_as: true,
     internal: false,
+    ..Context::BEFORE_OPEN
 };
 
 fn session() -> RibSession {
@@ -21,6 +24,10 @@ fn session() -> RibSession {
         local_asn: 64512,
         families: Family::ALL.to_vec(),
         context: EXTERNAL,
+        enhanced_refresh: false,
+        next_hop_v4: None,
+        next_hop_v6: None,
+        role: None,
     }
 }
 

@@ -143,7 +143,7 @@ fn wireshark_decodes_all_that_we_send_and_finds_nothing_malformed() {
         )
         .unwrap();
     // FRR turns connections away until a second after its configuration.
-    let expected = format!("64512\t90\t{NODE}\t1,1,2,65");
+    let expected = format!("64512\t90\t{NODE}\t1,1,2,6,65,70");
     assert!(
         !open.is_empty() && open.iter().all(|line| *line == expected),
         "{open:?}"

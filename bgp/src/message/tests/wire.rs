@@ -313,6 +313,9 @@ prop_compose! {
         next_hop in any::<[u8; 4]>(),
         local_pref in proptest::option::of(any::<u32>()),
         communities in vec(any::<u32>(), 0..70),
+        extended_communities in vec(any::<[u8; 8]>(), 0..40),
+        large_communities in vec(any::<[u32; 3]>(), 0..30),
+        only_to_customer in proptest::option::of(any::<u32>()),
     ) -> PathAttributes {
         let kind = |set| if set { SegmentKind::Set } else { SegmentKind::Sequence };
         let path = path.into_iter().map(|(set, asns)| Segment { kind: kind(set), asns });
@@ -322,6 +325,9 @@ prop_compose! {
             next_hop: Some(next_hop.into()),
             local_pref,
             communities,
+            extended_communities,
+            large_communities,
+            only_to_customer,
         }
     }
 }
@@ -342,6 +348,7 @@ prop_compose! {
                 link_local: link_local.map(Into::into),
                 prefixes,
             }),
+            reach_ipv4: None,
             attributes,
             nlri,
             faults: vec![],
@@ -363,7 +370,7 @@ proptest! {
     fn no_octets_panic_and_what_decodes_can_be_written_again(
         kind in 0..8_u8, body in vec(any::<u8>(), 0..200), four_octet_as: bool, internal: bool,
     ) {
-        let context = Context { four_octet_as, internal };
+        let context = Context {four_octet_as, internal, ..Context::BEFORE_OPEN};
         if let Ok(decoded) = Message::decode(&message(kind, &body), context) {
             let mut again = Vec::new();
             let _ = decoded.encode(context, &mut again);
