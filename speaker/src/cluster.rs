@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use bellrock_bgp::PeerAsn;
+use bellrock_api::CommunityValue;
+use bellrock_bgp::{Password, PeerAsn};
 use bellrock_forward::{Protocol, ServiceKey};
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -31,8 +32,8 @@ pub struct Service {
     pub policy: TrafficPolicy,
     /// `sessionAffinity: ClientIP`.
     pub affinity: bool,
-    /// `loadBalancerSourceRanges`, those that parse.
-    pub source_ranges: Vec<IpNet>,
+    /// `loadBalancerSourceRanges`; `None` if one of them does not parse.
+    pub source_ranges: Option<Vec<IpNet>>,
     /// Its ports.
     pub ports: Vec<ServicePort>,
 }
@@ -141,17 +142,23 @@ pub struct BgpAdvertisement {
     pub peers: BTreeSet<String>,
     /// Prefix length that IPv4 addresses are announced with.
     pub aggregation_length: u8,
+    /// Prefix length that IPv6 addresses are announced with.
+    pub aggregation_length_v6: u8,
     /// LOCAL_PREF towards internal peers.
     pub local_pref: Option<u32>,
+    /// How many times more than once the own AS is in the path; 0: no opinion.
+    pub prepend: u8,
+    /// Announce the number of ready local endpoints as a weight.
+    pub weight_by_endpoints: bool,
     /// Its communities.
     pub communities: BTreeSet<CommunityName>,
 }
 
-/// A standard community (RFC 1997), by number or by alias.
+/// A community, by its numbers or by an alias.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CommunityName {
-    /// The number.
-    Value(u32),
+    /// The numbers.
+    Value(CommunityValue),
     /// The name that a Community object gives it.
     Alias(String),
 }
@@ -181,6 +188,52 @@ pub struct Peer {
     pub connect_time: Option<Duration>,
     /// More than one hop away.
     pub multihop: bool,
+    /// Both families on this one session, not just that of its addresses.
+    pub dual_stack: bool,
+    /// TCP MD5 password.
+    pub password: Option<PeerPassword>,
+    /// Ask the peer to keep our routes while the speaker restarts.
+    pub graceful_restart: bool,
+}
+
+impl Peer {
+    /// A peer on the segment, with the defaults.
+    pub fn new(address: IpAddr, local_asn: u32, peer_asn: PeerAsn) -> Self {
+        Self {
+            node_selectors: Vec::new(),
+            address,
+            port: 179,
+            source: None,
+            local_asn,
+            peer_asn,
+            router_id: None,
+            hold_time: Duration::from_secs(90),
+            keepalive_time: None,
+            connect_time: None,
+            multihop: false,
+            dual_stack: false,
+            password: None,
+            graceful_restart: false,
+        }
+    }
+}
+
+/// Where a password is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PeerPassword {
+    /// In the BGPPeer itself.
+    Text(Password),
+    /// In the Secret of this name.
+    Secret(String),
+}
+
+/// What is known of a Secret that a BGPPeer names.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct PasswordSecret {
+    /// The last password that it held.
+    pub password: Option<Password>,
+    /// Why it cannot be read now; then the last one stays in force.
+    pub problem: Option<String>,
 }
 
 /// One object that changed; `None` where it is gone.
@@ -188,8 +241,9 @@ pub struct Peer {
 pub enum Change {
     /// A Service; one of another type than LoadBalancer counts as gone.
     Service(ServiceKey, Option<Service>),
-    /// An EndpointSlice by name, and the Service that it belongs to.
-    Slice(ServiceKey, String, Option<Slice>),
+    /// An EndpointSlice by namespace and name, and the Service that it
+    /// belongs to.
+    Slice(ServiceKey, Option<(ServiceKey, Slice)>),
     /// A Node.
     Node(String, Option<Node>),
     /// A VirtualIP.
@@ -202,8 +256,10 @@ pub enum Change {
     BgpAdvertisement(String, Option<BgpAdvertisement>),
     /// A BGPPeer.
     Peer(String, Option<Peer>),
-    /// A Community object: numbers by alias.
-    Community(String, Option<BTreeMap<String, u32>>),
+    /// A Community object: communities by alias.
+    Community(String, Option<BTreeMap<String, CommunityValue>>),
+    /// The Secret of a peer's password, or why it cannot be read.
+    Password(String, Result<Password, String>),
 }
 
 /// What has to be planned again after changes.
@@ -245,8 +301,12 @@ pub struct Cluster {
     pub bgp_advertisements: BTreeMap<String, BgpAdvertisement>,
     /// BGPPeers by name.
     pub peers: BTreeMap<String, Peer>,
-    communities: BTreeMap<String, BTreeMap<String, u32>>,
+    communities: BTreeMap<String, BTreeMap<String, CommunityValue>>,
+    /// Secrets that peers name, as far as they were looked at.
+    pub passwords: BTreeMap<String, PasswordSecret>,
     by_service: BTreeMap<ServiceKey, BTreeSet<IpAddr>>,
+    /// The Service of each slice, by the slice's namespace and name.
+    slice_owner: BTreeMap<ServiceKey, ServiceKey>,
 }
 
 impl Cluster {
@@ -262,8 +322,8 @@ impl Cluster {
             .filter_map(|address| Some((*address, self.virtual_ips.get(address)?)))
     }
 
-    /// The number of a community, if it is known.
-    pub fn community(&self, name: &CommunityName) -> Option<u32> {
+    /// A community's numbers, if they are known.
+    pub fn community(&self, name: &CommunityName) -> Option<CommunityValue> {
         match name {
             CommunityName::Value(value) => Some(*value),
             CommunityName::Alias(alias) => self
@@ -271,6 +331,17 @@ impl Cluster {
                 .values()
                 .find_map(|aliases| aliases.get(alias))
                 .copied(),
+        }
+    }
+
+    fn set_slice(&mut self, owner: ServiceKey, name: &str, new: Option<Slice>, dirty: &mut Dirty) {
+        let slices = self.slices.entry(owner.clone()).or_default();
+        let changed = replace(slices, name.to_owned(), new);
+        if slices.is_empty() {
+            self.slices.remove(&owner);
+        }
+        if changed && self.services.contains_key(&owner) {
+            dirty.services.insert(owner);
         }
     }
 
@@ -282,14 +353,18 @@ impl Cluster {
                     dirty.services.insert(key);
                 }
             }
-            Change::Slice(key, name, new) => {
-                let slices = self.slices.entry(key.clone()).or_default();
-                let changed = replace(slices, name, new);
-                if slices.is_empty() {
-                    self.slices.remove(&key);
+            Change::Slice(slice, new) => {
+                let before = self.slice_owner.get(&slice).cloned();
+                let (owner, new) = new.unzip();
+                if let Some(before) = before
+                    && Some(&before) != owner.as_ref()
+                {
+                    self.set_slice(before, &slice.name, None, dirty);
+                    self.slice_owner.remove(&slice);
                 }
-                if changed && self.services.contains_key(&key) {
-                    dirty.services.insert(key);
+                if let Some(owner) = owner {
+                    self.slice_owner.insert(slice.clone(), owner.clone());
+                    self.set_slice(owner, &slice.name, new, dirty);
                 }
             }
             Change::Node(name, new) => {
@@ -301,6 +376,9 @@ impl Cluster {
                     dirty.all |= own;
                     dirty.peers |= own;
                     dirty.node |= own || networks(before.as_ref()) != networks(now);
+                    // No node's address may be announced.
+                    let addresses = |node: Option<&Node>| node.map(|n| n.addresses.clone());
+                    dirty.all |= addresses(before.as_ref()) != addresses(now);
                 }
             }
             Change::VirtualIp(address, new) => {
@@ -342,6 +420,18 @@ impl Cluster {
             }
             Change::Community(name, new) => {
                 dirty.all |= replace(&mut self.communities, name, new);
+            }
+            Change::Password(name, read) => {
+                let known = self.passwords.entry(name).or_default();
+                let before = known.clone();
+                match read {
+                    Ok(password) => {
+                        known.password = Some(password);
+                        known.problem = None;
+                    }
+                    Err(problem) => known.problem = Some(problem),
+                }
+                dirty.peers |= *known != before;
             }
         }
     }

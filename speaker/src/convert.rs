@@ -1,24 +1,28 @@
 //! From API objects to the snapshot's types. Everything that a decision does
 //! not need is dropped here.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use bellrock_api::annotations::LABEL_SERVICE_NAME;
 use bellrock_api::{
-    BGPAdvertisement, BGPPeer, Community, CommunityValue, DynamicAsn, IPAddressPool,
-    L2Advertisement, VirtualIP,
+    BGPAdvertisement, BGPPeer, Community, CommunityError, DynamicAsn, L2Advertisement, VirtualIP,
 };
-use bellrock_bgp::PeerAsn;
+use bellrock_bgp::{MAX_PASSWORD, Password, PeerAsn};
 use bellrock_forward::{Protocol, ServiceKey};
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{self as core, Service as ApiService};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
+use kube::api::DynamicObject;
 
 use crate::cluster::{
-    self, Change, CommunityName, Endpoint, Node, Scope, Service, ServicePort, Slice, TrafficPolicy,
-    VirtualIp,
+    self, Change, CommunityName, Endpoint, Node, PeerPassword, Scope, Service, ServicePort, Slice,
+    TrafficPolicy, VirtualIp,
 };
 use crate::watch::Parsed;
 
@@ -69,24 +73,46 @@ fn service_change(object: &ApiService) -> Change {
                 _ => TrafficPolicy::Cluster,
             },
             affinity: spec.session_affinity.as_deref() == Some("ClientIP"),
-            source_ranges: spec
-                .load_balancer_source_ranges
-                .iter()
-                .flatten()
-                .filter_map(|range| range.trim().parse().ok())
-                .collect(),
+            source_ranges: source_ranges(object, spec),
             ports: ports.collect(),
         }),
     )
 }
 
-/// An EndpointSlice; nothing, if it belongs to no Service or holds names
-/// instead of addresses.
-pub fn slice(object: &EndpointSlice) -> Parsed {
-    slice_change(object).map_or(Parsed::Ignored, Parsed::Change)
+/// The annotation that came before `spec.loadBalancerSourceRanges`.
+const LEGACY_SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+
+/// The source ranges, or those of the annotation where the field is empty.
+/// One that does not parse leaves none: whom to let in is not known then.
+fn source_ranges(object: &ApiService, spec: &core::ServiceSpec) -> Option<Vec<IpNet>> {
+    let field = spec
+        .load_balancer_source_ranges
+        .iter()
+        .flatten()
+        .map(String::as_str);
+    let annotation = object.annotations().get(LEGACY_SOURCE_RANGES);
+    let listed = annotation.into_iter().flat_map(|text| text.split(','));
+    let mut ranges: Vec<&str> = field.map(str::trim).collect();
+    if ranges.is_empty() {
+        ranges = listed
+            .map(str::trim)
+            .filter(|range| !range.is_empty())
+            .collect();
+    }
+    ranges.into_iter().map(|range| range.parse().ok()).collect()
 }
 
-fn slice_change(object: &EndpointSlice) -> Option<Change> {
+/// An EndpointSlice; gone, if it belongs to no Service or holds names instead
+/// of addresses.
+pub fn slice(object: &EndpointSlice) -> Parsed {
+    let slice = ServiceKey {
+        namespace: object.namespace().unwrap_or_default(),
+        name: object.name_any(),
+    };
+    Parsed::Change(Change::Slice(slice, slice_content(object)))
+}
+
+fn slice_content(object: &EndpointSlice) -> Option<(ServiceKey, Slice)> {
     let key = ServiceKey {
         namespace: object.namespace().unwrap_or_default(),
         name: object.labels().get(LABEL_SERVICE_NAME)?.clone(),
@@ -103,20 +129,22 @@ fn slice_change(object: &EndpointSlice) -> Option<Change> {
     });
     let endpoints = object.endpoints.iter().filter_map(|endpoint| {
         let conditions = endpoint.conditions.clone().unwrap_or_default();
+        // Unset means ready, and serving. A Service that publishes addresses
+        // that are not ready has them marked ready.
+        let ready = conditions.ready != Some(false);
         let terminating = conditions.terminating == Some(true);
         Some(Endpoint {
             address: endpoint.addresses.first()?.parse().ok()?,
             node: endpoint.node_name.clone(),
-            // An unset `ready` means ready.
-            ready: conditions.ready != Some(false) && !terminating,
-            serving_terminating: terminating && conditions.serving == Some(true),
+            ready,
+            serving_terminating: !ready && terminating && conditions.serving != Some(false),
         })
     });
     let slice = Slice {
         ports: ports.collect(),
         endpoints: endpoints.collect(),
     };
-    Some(Change::Slice(key, object.name_any(), Some(slice)))
+    Some((key, slice))
 }
 
 /// A Node.
@@ -195,12 +223,38 @@ pub fn virtual_ip(object: &VirtualIP) -> Parsed {
     Parsed::Change(Change::VirtualIp(address, Some(vip)))
 }
 
-/// An IPAddressPool, of which only the labels matter here.
-pub fn pool(object: &IPAddressPool) -> Parsed {
+/// An of which only the labels matter here.
+pub fn pool(object: &DynamicObject) -> Parsed {
     Parsed::Change(Change::Pool(
         object.name_any(),
         Some(object.labels().clone()),
     ))
+}
+
+/// A VirtualIP of this name is gone.
+pub fn no_virtual_ip(name: &str) -> Option<Change> {
+    let address = bellrock_api::parse_virtual_ip_name(name).ok()?;
+    Some(Change::VirtualIp(address, None))
+}
+
+/// An L2Advertisement is gone.
+pub fn no_l2(name: &str) -> Option<Change> {
+    Some(Change::L2Advertisement(name.to_owned(), None))
+}
+
+/// A BGPAdvertisement is gone.
+pub fn no_bgp(name: &str) -> Option<Change> {
+    Some(Change::BgpAdvertisement(name.to_owned(), None))
+}
+
+/// A BGPPeer is gone.
+pub fn no_peer(name: &str) -> Option<Change> {
+    Some(Change::Peer(name.to_owned(), None))
+}
+
+/// A Community is gone.
+pub fn no_community(name: &str) -> Option<Change> {
+    Some(Change::Community(name.to_owned(), None))
 }
 
 /// An L2Advertisement.
@@ -218,19 +272,17 @@ pub fn l2_advertisement(object: &L2Advertisement) -> Parsed {
     Parsed::Change(Change::L2Advertisement(object.name_any(), Some(ad)))
 }
 
-/// A BGPAdvertisement. One that uses what this release cannot send is refused
-/// whole: half a policy would be another policy.
+/// A BGPAdvertisement. One that does not parse is refused whole: half a policy
+/// would be another policy.
 pub fn bgp_advertisement(object: &BGPAdvertisement) -> Parsed {
     let spec = &object.spec;
     let change = |ad| Change::BgpAdvertisement(object.name_any(), ad);
-    if spec.as_path_prepend > 0 {
-        return invalid(change(None), unsupported("asPathPrepend"));
-    }
-    if spec.weight_by_endpoints {
-        return invalid(change(None), unsupported("weightByEndpoints"));
-    }
     if !(1..=32).contains(&spec.aggregation_length) {
         return invalid(change(None), "aggregationLength must be 1 to 32".to_owned());
+    }
+    if !(1..=128).contains(&spec.aggregation_length_v6) {
+        let message = "aggregationLengthV6 must be 1 to 128";
+        return invalid(change(None), message.to_owned());
     }
     let mut communities = BTreeSet::new();
     for text in &spec.communities {
@@ -248,7 +300,10 @@ pub fn bgp_advertisement(object: &BGPAdvertisement) -> Parsed {
         },
         peers: spec.peers.iter().cloned().collect(),
         aggregation_length: spec.aggregation_length,
+        aggregation_length_v6: spec.aggregation_length_v6,
         local_pref: spec.local_pref,
+        prepend: spec.as_path_prepend,
+        weight_by_endpoints: spec.weight_by_endpoints,
         communities,
     })))
 }
@@ -256,11 +311,8 @@ pub fn bgp_advertisement(object: &BGPAdvertisement) -> Parsed {
 /// A community as an advertisement writes it: numbers, or an alias.
 fn community(text: &str) -> Result<CommunityName, String> {
     match text.parse() {
-        Ok(CommunityValue::Standard(high, low)) => {
-            Ok(CommunityName::Value(u32::from(high) << 16 | u32::from(low)))
-        }
-        Ok(value) => Err(unsupported(&format!("community {value}"))),
-        Err(_) if text.contains(':') => Err(format!("community {text:?} does not parse")),
+        Ok(value) => Ok(CommunityName::Value(value)),
+        Err(error) if text.contains(':') => Err(CommunityError::to_string(&error)),
         Err(_) => Ok(CommunityName::Alias(text.to_owned())),
     }
 }
@@ -284,7 +336,7 @@ pub fn communities(object: &Community) -> Parsed {
 }
 
 /// A BGPPeer. One that asks for what this release does not do is refused: a
-/// session without its password or BFD is not what was asked for.
+/// session without BFD is not what was asked for.
 pub fn bgp_peer(object: &BGPPeer) -> Parsed {
     let change = |peer| Change::Peer(object.name_any(), peer);
     match parse_peer(object) {
@@ -297,13 +349,8 @@ fn parse_peer(object: &BGPPeer) -> Result<cluster::Peer, String> {
     let spec = &object.spec;
     let asked_for = [
         ("interface", spec.interface.is_some()),
-        ("localASN", spec.local_asn.is_some()),
-        ("password", spec.password.is_some()),
-        ("passwordSecret", spec.password_secret.is_some()),
         ("bfdProfile", spec.bfd_profile.is_some()),
-        ("enableGracefulRestart", spec.enable_graceful_restart),
         ("vrf", spec.vrf.is_some()),
-        ("dualStackAddressFamily", spec.dual_stack_address_family),
     ];
     if let Some((field, _)) = asked_for.iter().find(|(_, asked)| *asked) {
         return Err(unsupported(field));
@@ -328,7 +375,8 @@ fn parse_peer(object: &BGPPeer) -> Result<cluster::Peer, String> {
             .as_deref()
             .map(|text| address("sourceAddress", text))
             .transpose()?,
-        local_asn: spec.my_asn,
+        // RFC 7705, `no-prepend replace-as`: the peer sees no other number.
+        local_asn: spec.local_asn.unwrap_or(spec.my_asn),
         peer_asn: match (spec.peer_asn, spec.dynamic_asn) {
             (Some(asn), None) => PeerAsn::Exact(asn),
             (None, Some(DynamicAsn::Internal)) => PeerAsn::Internal,
@@ -350,7 +398,39 @@ fn parse_peer(object: &BGPPeer) -> Result<cluster::Peer, String> {
         keepalive_time,
         connect_time: spec.connect_time.map(seconds),
         multihop: spec.ebgp_multi_hop,
+        dual_stack: spec.dual_stack_address_family,
+        password: match (&spec.password, &spec.password_secret) {
+            (None, None) => None,
+            (Some(text), None) => Some(PeerPassword::Text(password(text)?)),
+            (None, Some(secret)) => Some(PeerPassword::Secret(secret.name.clone())),
+            (Some(_), Some(_)) => {
+                return Err("password and passwordSecret exclude each other".to_owned());
+            }
+        },
+        graceful_restart: spec.enable_graceful_restart,
     })
+}
+
+/// A password that the kernel takes. What it says is in no message.
+fn password(text: &str) -> Result<Password, String> {
+    match text.len() {
+        1..=MAX_PASSWORD => Ok(Password::new(text)),
+        length => Err(format!(
+            "the password has {length} octets; TCP MD5 takes 1 to {MAX_PASSWORD}"
+        )),
+    }
+}
+
+/// The password in a Secret, or why there is none.
+pub fn password_secret(object: &core::Secret) -> Result<Password, String> {
+    const BASIC_AUTH: &str = "kubernetes.io/basic-auth";
+    if object.type_.as_deref() != Some(BASIC_AUTH) {
+        return Err(format!("the Secret is not of type {BASIC_AUTH}"));
+    }
+    let data = object.data.as_ref().and_then(|data| data.get("password"));
+    let octets = data.ok_or("the Secret has no key \"password\"")?;
+    let text = std::str::from_utf8(&octets.0).map_err(|_| "the password is not UTF-8")?;
+    password(text)
 }
 
 fn unsupported(what: &str) -> String {
@@ -365,7 +445,7 @@ fn invalid(identity: Change, message: String) -> Parsed {
 pub fn gone(change: Change) -> Change {
     match change {
         Change::Service(key, _) => Change::Service(key, None),
-        Change::Slice(key, name, _) => Change::Slice(key, name, None),
+        Change::Slice(slice, _) => Change::Slice(slice, None),
         Change::Node(name, _) => Change::Node(name, None),
         Change::VirtualIp(address, _) => Change::VirtualIp(address, None),
         Change::Pool(name, _) => Change::Pool(name, None),
@@ -373,6 +453,7 @@ pub fn gone(change: Change) -> Change {
         Change::BgpAdvertisement(name, _) => Change::BgpAdvertisement(name, None),
         Change::Peer(name, _) => Change::Peer(name, None),
         Change::Community(name, _) => Change::Community(name, None),
+        Change::Password(name, _) => Change::Password(name, Err("it is gone".to_owned())),
     }
 }
 
@@ -381,8 +462,8 @@ pub fn gone(change: Change) -> Change {
 pub enum Identity {
     /// A Service.
     Service(ServiceKey),
-    /// An EndpointSlice.
-    Slice(ServiceKey, String),
+    /// An EndpointSlice, by namespace and name.
+    Slice(ServiceKey),
     /// A VirtualIP.
     VirtualIp(IpAddr),
     /// Anything else, by name.
@@ -393,13 +474,14 @@ pub enum Identity {
 pub fn identity(change: &Change) -> Identity {
     match change {
         Change::Service(key, _) => Identity::Service(key.clone()),
-        Change::Slice(key, name, _) => Identity::Slice(key.clone(), name.clone()),
+        Change::Slice(slice, _) => Identity::Slice(slice.clone()),
         Change::VirtualIp(address, _) => Identity::VirtualIp(*address),
         Change::Node(name, _)
         | Change::Pool(name, _)
         | Change::L2Advertisement(name, _)
         | Change::BgpAdvertisement(name, _)
         | Change::Peer(name, _)
-        | Change::Community(name, _) => Identity::Name(name.clone()),
+        | Change::Community(name, _)
+        | Change::Password(name, _) => Identity::Name(name.clone()),
     }
 }

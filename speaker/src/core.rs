@@ -1,12 +1,14 @@
-//! The speaker's one loop: changes in, plans made, differences applied.
+//! The speaker's one loop: changes in, turns made, differences applied.
 //!
-//! The order within a turn keeps traffic whole: what must not be announced
-//! any longer is withdrawn first, then the forwarding changes, and only what
-//! the forwarding carries is announced.
+//! What to do, and in which order, is [`Turn`]'s; this is the wiring.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::{Result, bail};
+use bellrock_api::reason::AnnouncementReason as Reason;
 use bellrock_forward::{Report, ServiceKey};
 use tokio::sync::{mpsc, watch as channel};
 use tokio_util::sync::CancellationToken;
@@ -14,134 +16,142 @@ use tokio_util::sync::CancellationToken;
 use crate::apply::bgp::Bgp;
 use crate::apply::forward::Forwarding;
 use crate::apply::l2::L2;
-use crate::cluster::{Cluster, Dirty};
-use crate::plan::{self, Carried, ServicePlan, Settings};
+use crate::cluster::PeerPassword;
+use crate::plan::{self, Settings};
 use crate::routes::{self, Routes};
 use crate::status::{Recorder, View};
+use crate::turn::{Forward, Step, Turn};
 use crate::watch::{Kind, Update};
 
 /// How many updates one turn takes in before it plans.
 const UPDATES_PER_TURN: usize = 4096;
-/// How often the forwarding table is checked for foreign changes, failed
-/// work is tried again and the status is looked at.
+/// How often the forwarding table is checked for foreign changes and failed
+/// work is tried again.
 const TICK: Duration = Duration::from_secs(1);
+/// Ticks between two looks at what changes without an event: routes to peers,
+/// gateways, the pictures of the segment and the sessions.
+const LOOK: u32 = 5;
+/// Ticks between two tries of what the kernel refused.
+const RETRY: u32 = 30;
+/// How long the successor has to take over before the process ends anyway.
+const SHUTDOWN: Duration = Duration::from_secs(2);
+
+/// The edges of the speaker.
+#[derive(Debug)]
+pub struct Edges {
+    /// The kernel's forwarding.
+    pub forwarding: Forwarding,
+    /// The segment.
+    pub l2: L2,
+    /// The kernel's routes.
+    pub routes: Routes,
+    /// Names of the Secrets that peers need; somebody else reads them.
+    pub secrets: channel::Sender<BTreeSet<String>>,
+    /// Writes ownership and Events.
+    pub recorder: Recorder,
+    /// Who wants to know how it stands.
+    pub view: channel::Sender<View>,
+}
 
 /// Everything that the loop owns.
 #[derive(Debug)]
 pub struct Core {
     me: String,
     settings: Settings,
-    cluster: Cluster,
+    turn: Turn,
     waiting: BTreeSet<Kind>,
-    dirty: Dirty,
-    /// The table has been made ours once since the start.
-    adopted: bool,
-    plans: BTreeMap<ServiceKey, ServicePlan>,
-    carried: BTreeMap<ServiceKey, Carried>,
-    /// Services whose forwarding, as planned, the kernel has not confirmed.
-    unconfirmed: BTreeSet<ServiceKey>,
-    refused: BTreeMap<ServiceKey, String>,
+    edges: Edges,
+    bgp: Bgp,
     forwarding_error: Option<String>,
     invalid: BTreeMap<(Kind, String), String>,
-    forwarding: Forwarding,
-    l2: L2,
-    bgp: Bgp,
-    routes: Routes,
     /// What the routing table says about sessions that are not up.
     hints: BTreeMap<String, &'static str>,
+    /// The node was leaving at the last turn.
+    leaving: bool,
+    /// Something happened since the last picture.
+    stale: bool,
 }
 
 impl Core {
     /// A loop that has seen nothing yet.
-    pub fn new(
-        me: String,
-        settings: Settings,
-        forwarding: Forwarding,
-        l2: L2,
-        routes: Routes,
-    ) -> Self {
+    pub fn new(me: String, settings: Settings, edges: Edges) -> Self {
         Self {
+            turn: Turn::new(me.clone(), settings.clone()),
             me,
             settings,
-            cluster: Cluster::default(),
             waiting: Kind::ALL.into_iter().collect(),
-            dirty: Dirty {
-                all: true,
-                node: true,
-                peers: true,
-                ..Dirty::default()
-            },
-            adopted: false,
-            plans: BTreeMap::new(),
-            carried: BTreeMap::new(),
-            unconfirmed: BTreeSet::new(),
-            refused: BTreeMap::new(),
+            edges,
+            bgp: Bgp::default(),
             forwarding_error: None,
             invalid: BTreeMap::new(),
-            forwarding,
-            l2,
-            bgp: Bgp::default(),
-            routes,
             hints: BTreeMap::new(),
+            leaving: false,
+            stale: true,
         }
     }
 
     /// Runs until `stop`; then yields the segment and the peers, and leaves
-    /// the forwarding in place.
+    /// the forwarding in place. An error means that a part that the speaker
+    /// cannot do without has ended.
     pub async fn run(
         mut self,
         mut updates: mpsc::Receiver<Update>,
         mut ownership: bellrock_arp::EventReceiver,
-        recorder: Recorder,
-        view: channel::Sender<View>,
         stop: CancellationToken,
-    ) {
+    ) -> Result<()> {
         let mut batch = Vec::with_capacity(UPDATES_PER_TURN);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ticks: u32 = 0;
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 count = updates.recv_many(&mut batch, UPDATES_PER_TURN) => {
                     if count == 0 {
-                        break;
+                        bail!("the watches have ended");
                     }
                     for update in batch.drain(..) {
                         self.take(update);
                     }
                 }
-                Some(event) = ownership.recv() => {
-                    recorder.ownership(&self.cluster, event);
+                event = ownership.recv() => {
+                    let Some(event) = event else {
+                        bail!("the thread that answers on the segment has ended");
+                    };
+                    self.edges.recorder.ownership(self.turn.cluster(), event);
+                    self.stale = true;
                     continue;
                 }
                 _ = tick.tick() => {
-                    self.check_table().await;
-                    self.look_at_routes().await;
-                    view.send_replace(self.view());
+                    ticks = ticks.wrapping_add(1);
+                    self.tick(ticks).await?;
                 }
             }
-            if self.waiting.is_empty() {
-                let adopted = self.adopted;
-                self.turn().await;
-                if self.adopted != adopted {
-                    view.send_replace(self.view());
+            if self.waiting.is_empty() && self.turn.is_due() {
+                let adopted = self.turn.adopted();
+                self.make_turn().await?;
+                if self.turn.adopted() != adopted {
+                    self.show().await;
                 }
             }
         }
         tracing::info!("stopping: handing addresses over and closing BGP sessions");
-        self.bgp.stop().await;
-        let handle = self.l2.into_handle();
-        let shutdown = tokio::task::spawn_blocking(move || handle.shutdown(SHUTDOWN));
+        let leaving = self.leaves();
+        self.bgp.stop(leaving).await;
+        let l2 = self.edges.l2;
+        let shutdown = tokio::task::spawn_blocking(move || l2.shutdown(SHUTDOWN));
         if let Err(error) = shutdown.await {
             tracing::warn!(%error, "the ownership driver did not stop in order");
         }
+        Ok(())
     }
 
     fn take(&mut self, update: Update) {
+        self.stale = true;
         match update {
             Update::Change { kind, name, change } => {
                 self.invalid.remove(&(kind, name));
-                self.cluster.apply(change, &self.me, &mut self.dirty);
+                self.turn.take(change);
             }
             Update::Invalid {
                 kind,
@@ -154,7 +164,10 @@ impl Core {
                     message,
                     "object refused; what it said before stays"
                 );
-                self.invalid.insert((kind, name), message);
+                let known = self.invalid.insert((kind, name.clone()), message.clone());
+                if known.as_ref() != Some(&message) {
+                    self.edges.recorder.invalid(kind, &name, message);
+                }
             }
             Update::Synced(kind) => {
                 self.waiting.remove(&kind);
@@ -162,192 +175,219 @@ impl Core {
         }
     }
 
-    async fn turn(&mut self) {
-        let dirty = std::mem::take(&mut self.dirty);
-        if dirty.is_empty() {
-            return;
-        }
-        if dirty.peers {
-            self.bgp.set_peers(&self.cluster, &self.me).await;
-        }
-        let keys: BTreeSet<ServiceKey> = if dirty.all {
-            self.cluster
-                .services
-                .keys()
-                .chain(self.plans.keys())
-                .cloned()
-                .collect()
-        } else {
-            dirty.services
-        };
-        let mut changes = BTreeMap::new();
-        for key in &keys {
-            if let Some(forward) = self.plan(key) {
-                changes.insert(key.clone(), forward);
-            }
-        }
+    async fn make_turn(&mut self) -> Result<()> {
+        self.stale = true;
+        let begun = self.turn.begin();
+        self.apply(begun.steps);
         // What must not be announced any longer goes first.
         self.bgp.flush().await;
-        if dirty.node && self.adopted {
-            let node = plan::forward_node(&self.cluster, &self.me);
-            let result = self.forwarding.set_node(node).await;
-            if self.forwarded(result).is_none() {
-                self.dirty.node = true;
+        if begun.peers {
+            self.read_secrets();
+            // The first sessions start with all their routes: a peer that kept
+            // those of the last speaker drops what End-of-RIB finds missing.
+            if self.turn.adopted() {
+                self.bgp.set_peers(self.turn.cluster(), &self.me).await;
             }
         }
-        let result = if !self.adopted {
-            let node = plan::forward_node(&self.cluster, &self.me);
-            let all = self
-                .plans
-                .iter()
-                .filter_map(|(key, plan)| Some((key.clone(), plan.forward.clone()?)))
-                .collect();
-            self.forwarding.sync(node, all).await
-        } else if changes.is_empty() {
-            return;
-        } else {
-            self.forwarding.apply(changes.clone()).await
-        };
-        let Some(report) = self.forwarded(result) else {
-            // The table is as it was; try again at the next tick.
-            self.dirty.all |= !self.adopted;
-            self.dirty.services.extend(changes.into_keys());
-            return;
-        };
-        self.adopted = true;
-        for (key, forward) in changes {
-            self.unconfirmed.remove(&key);
-            match (report.refused.get(&key), forward) {
-                (_, None) => {
-                    self.carried.remove(&key);
-                    self.refused.remove(&key);
-                }
-                (Some(why), Some(_)) => {
-                    tracing::error!(service = %key, why, "the kernel refused this Service's forwarding");
-                    self.carried.insert(key.clone(), Carried::Refused);
-                    self.refused.insert(key.clone(), why.clone());
-                }
-                (None, Some(_)) => {
-                    self.carried.insert(key.clone(), Carried::Yes);
-                    self.refused.remove(&key);
-                }
-            }
-            self.plan(&key);
+        let leaving = self.leaves();
+        if leaving && !self.leaving {
+            self.bgp.drain().await;
+        }
+        self.leaving = leaving;
+        if !begun.forward.is_empty() {
+            self.forward(begun.forward).await?;
         }
         self.bgp.flush().await;
+        Ok(())
     }
 
-    /// Plans one Service and applies what concerns the segment and the peers.
-    /// Returns its forwarding if that is not what was handed over before.
-    fn plan(&mut self, key: &ServiceKey) -> Option<Option<bellrock_forward::Service>> {
-        let carried = self.carried.get(key).cloned().unwrap_or(Carried::NotYet);
-        let new = plan::plan_service(&self.cluster, &self.me, key, self.settings, &carried);
-        let old = self.plans.remove(key).unwrap_or_default();
-        self.l2.set(&self.cluster, key, &old.l2, &new.l2);
-        self.bgp.set(key, &old.routes, &new.routes);
-        for verdict in &new.verdicts {
-            if !old.verdicts.contains(verdict) {
-                log_verdict(key, verdict);
+    async fn forward(&mut self, forward: Forward) -> Result<()> {
+        let first = !self.turn.adopted();
+        let result = self.hand_over(&forward).await?;
+        let steps = match &result {
+            Some(report) => self.turn.confirm(forward, Ok(&report.refused)),
+            None => self.turn.confirm(forward, Err(())),
+        };
+        self.apply(steps);
+        if let (true, Some(report)) = (first, result) {
+            // Each Service has elements of its own in the table: with fewer
+            // new ones than Services, some were there.
+            if report.elements_added < report.programmed {
+                self.bgp.set_resumed();
+            }
+            self.bgp.set_peers(self.turn.cluster(), &self.me).await;
+        }
+        Ok(())
+    }
+
+    /// Nothing, if the kernel did not take it.
+    async fn hand_over(&mut self, forward: &Forward) -> Result<Option<Report>> {
+        let forwarding = &self.edges.forwarding;
+        let result = match (&forward.node, forward.whole) {
+            (Some(node), true) => {
+                let some = |(key, service): (&ServiceKey, &Option<_>)| {
+                    Some((key.clone(), Option::clone(service)?))
+                };
+                let services = forward.services.iter().filter_map(some).collect();
+                forwarding.sync(node.clone(), services).await
+            }
+            (node, _) => {
+                let result = match node {
+                    Some(node) => forwarding.set_node(node.clone()).await,
+                    None => Ok(Report::default()),
+                };
+                match result {
+                    Ok(report) if forward.services.is_empty() => Ok(report),
+                    Ok(_) => forwarding.apply(forward.services.clone()).await,
+                    Err(error) => Err(error),
+                }
+            }
+        };
+        match result {
+            Ok(report) => {
+                self.forwarding_error = None;
+                Ok(Some(report))
+            }
+            Err(error) => {
+                forwarding.check_alive()?;
+                let message = format!("{error:#}");
+                tracing::error!(error = message, "forwarding not updated; trying again");
+                self.forwarding_error = Some(message);
+                Ok(None)
             }
         }
-        if old.forward != new.forward {
-            self.unconfirmed.insert(key.clone());
+    }
+
+    fn apply(&mut self, steps: Vec<Step>) {
+        for Step {
+            service,
+            before,
+            now,
+        } in steps
+        {
+            self.edges
+                .l2
+                .set(self.turn.cluster(), &service, &before.l2, &now.l2);
+            self.bgp.set(&service, &before.routes, &now.routes);
+            for verdict in &now.verdicts {
+                if !before.verdicts.contains(verdict) {
+                    log_verdict(&service, verdict);
+                }
+            }
         }
-        let forward = new.forward.clone();
-        if self.cluster.services.contains_key(key) {
-            self.plans.insert(key.clone(), new);
+    }
+
+    async fn tick(&mut self, ticks: u32) -> Result<()> {
+        self.edges.forwarding.check_alive()?;
+        if self.turn.adopted() {
+            self.check_table().await;
         }
-        self.unconfirmed.contains(key).then_some(forward)
+        if ticks % RETRY == 0 {
+            self.turn.retry();
+        }
+        if ticks % LOOK == 1 {
+            self.look_at_routes().await;
+            self.stale = true;
+        }
+        if std::mem::take(&mut self.stale) {
+            self.show().await;
+        }
+        Ok(())
     }
 
     async fn check_table(&mut self) {
-        if !self.adopted {
-            return;
-        }
-        match self.forwarding.check().await {
+        match self.edges.forwarding.check().await {
             Ok(report) if report.batches > 0 => {
                 tracing::warn!("the nftables table was changed by somebody else; put back");
+                let steps = self.turn.confirm(Forward::default(), Ok(&report.refused));
+                self.apply(steps);
             }
-            Ok(_) => self.forwarding_error = None,
+            Ok(_) => {}
             Err(error) => self.forwarding_error = Some(format!("{error:#}")),
         }
     }
 
     async fn look_at_routes(&mut self) {
+        match self.edges.routes.gateways().await {
+            Ok(mut addresses) => {
+                addresses.extend(self.settings.protected.iter().copied());
+                self.turn.protect(addresses);
+            }
+            Err(error) => tracing::debug!(error = format!("{error:#}"), "gateways not known"),
+        }
         self.hints.clear();
         for (name, (address, status)) in self.bgp.status() {
-            let multihop = self.cluster.peers.get(&name).is_some_and(|peer| {
+            let multihop = self.turn.cluster().peers.get(&name).is_some_and(|peer| {
                 // Peers of our own AS may be any number of hops away.
                 peer.multihop || peer.peer_asn.is_internal(peer.local_asn)
             });
             if status.state == bellrock_bgp::State::Established {
                 continue;
             }
-            match self.routes.to(address).await {
+            match self.edges.routes.to(address).await {
                 Ok(route) => {
                     if let Some(hint) = routes::hint(route, multihop) {
                         self.hints.insert(name, hint);
                     }
                 }
                 Err(error) => {
-                    tracing::debug!(peer = name, error = format!("{error:#}"), "no route known")
+                    tracing::debug!(peer = name, error = format!("{error:#}"), "no route known");
                 }
             }
         }
     }
 
-    fn forwarded(&mut self, result: anyhow::Result<Report>) -> Option<Report> {
-        match result {
-            Ok(report) => {
-                self.forwarding_error = None;
-                Some(report)
-            }
-            Err(error) => {
-                let message = format!("{error:#}");
-                tracing::error!(error = message, "forwarding not updated; trying again");
-                self.forwarding_error = Some(message);
-                None
-            }
-        }
+    /// Names the Secrets that this node's peers need.
+    fn read_secrets(&self) {
+        let cluster = self.turn.cluster();
+        let names: BTreeSet<String> = plan::peers_of(cluster, &self.me)
+            .filter_map(|name| match &cluster.peers.get(name)?.password {
+                Some(PeerPassword::Secret(name)) => Some(name.clone()),
+                Some(PeerPassword::Text(_)) | None => None,
+            })
+            .collect();
+        self.edges.secrets.send_if_modified(|known| {
+            let changed = *known != names;
+            *known = names;
+            changed
+        });
     }
 
-    fn view(&self) -> View {
-        View {
+    /// Whether this node is on its way out, and forwards until it is gone.
+    fn leaves(&self) -> bool {
+        matches!(
+            plan::unfit(self.turn.cluster(), &self.me, &self.settings),
+            Some(Reason::NodeExcluded | Reason::NodeBeingDeleted)
+        )
+    }
+
+    async fn show(&mut self) {
+        let handle = Arc::clone(self.edges.l2.handle());
+        // The driver answers between two frames; no runtime thread waits.
+        let segment = tokio::task::spawn_blocking(move || handle.snapshot()).await;
+        let view = View {
             node: self.me.clone(),
-            ready: self.waiting.is_empty() && self.adopted,
+            ready: self.waiting.is_empty() && self.turn.adopted(),
             waiting: self.waiting.clone(),
-            services: self
-                .carried
-                .values()
-                .filter(|c| **c == Carried::Yes)
-                .count(),
+            services: self.turn.carried(),
             forwarding_error: self.forwarding_error.clone(),
-            refused: self.refused.clone(),
+            refused: self.turn.refused().clone(),
             invalid: self.invalid.clone(),
             unusable_peers: self.bgp.refused().clone(),
-            verdicts: self
-                .plans
-                .iter()
-                .flat_map(|(key, plan)| {
-                    plan.verdicts
-                        .iter()
-                        .map(move |verdict| (key.clone(), verdict.clone()))
-                })
-                .collect(),
+            verdicts: self.turn.verdicts(),
             sessions: self.bgp.status(),
             hints: self.hints.clone(),
-            segment: self.l2.handle().snapshot(),
-        }
+            segment: segment.unwrap_or_default(),
+        };
+        self.edges.view.send_replace(view);
     }
 }
-
-/// How long the successor has to take over before the process ends anyway.
-const SHUTDOWN: Duration = Duration::from_secs(2);
 
 fn log_verdict(key: &ServiceKey, verdict: &plan::Verdict) {
     let address = verdict
         .address
-        .map(|address| address.to_string())
+        .as_ref()
+        .map(IpAddr::to_string)
         .unwrap_or_default();
     match verdict.refused {
         None => tracing::info!(service = %key, address, way = ?verdict.way, "may announce"),

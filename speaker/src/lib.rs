@@ -20,11 +20,13 @@ pub mod apply;
 pub mod cluster;
 pub mod convert;
 pub mod core;
-mod http;
 pub mod plan;
 pub mod routes;
 mod run;
+mod secrets;
+mod serve;
 pub mod status;
+pub mod turn;
 pub mod watch;
 
 pub use run::{Args, run};

@@ -1,10 +1,11 @@
 //! The kernel's route to a BGP peer, to tell why a session does not come up.
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
-use netlink_packet_route::route::RouteAttribute;
+use netlink_packet_route::route::{RouteAddress, RouteAttribute};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 /// Asks the kernel for routes.
@@ -31,6 +32,29 @@ impl Routes {
             rtnetlink::new_connection().context("open netlink for routes")?;
         tokio::spawn(connection);
         Ok(Self { handle })
+    }
+
+    /// Every address that a route of this node leads through.
+    pub async fn gateways(&self) -> Result<BTreeSet<IpAddr>> {
+        let mut gateways = BTreeSet::new();
+        for message in [
+            RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        ] {
+            let mut routes = std::pin::pin!(self.handle.route().get(message).execute());
+            while let Some(route) = routes.try_next().await.context("list routes")? {
+                let through = route
+                    .attributes
+                    .iter()
+                    .filter_map(|attribute| match attribute {
+                        RouteAttribute::Gateway(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+                        RouteAttribute::Gateway(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+                        _ => None,
+                    });
+                gateways.extend(through);
+            }
+        }
+        Ok(gateways)
     }
 
     /// The route to `address`.
@@ -101,8 +125,10 @@ mod tests {
         let ask = |address: &str| {
             let address = address.parse().unwrap();
             node.run(|| {
-                let runtime =
-                    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .unwrap();
                 runtime.block_on(async { Routes::open().unwrap().to(address).await.unwrap() })
             })
             .unwrap()
@@ -113,5 +139,13 @@ mod tests {
         assert_eq!(ask("198.51.100.1"), Route::None);
         node.sh("ip route add default via 192.0.2.1").unwrap();
         assert_eq!(ask("198.51.100.1"), Route::Gateway);
+        let gateways = node.run(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async { Routes::open().unwrap().gateways().await.unwrap() })
+        });
+        assert_eq!(gateways.unwrap(), ["192.0.2.1".parse().unwrap()].into());
     }
 }

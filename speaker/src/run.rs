@@ -1,14 +1,18 @@
 //! Wiring: arguments, watches, tasks, shutdown.
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use bellrock_api::{
     BGPAdvertisement, BGPPeer, Community, IPAddressPool, L2Advertisement, VirtualIP,
 };
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{ApiResource, DynamicObject};
+use kube::config::Kubeconfig;
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,12 +22,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::apply::forward::Forwarding;
 use crate::apply::l2::L2;
-use crate::core::Core;
+use crate::core::{Core, Edges};
 use crate::plan::Settings;
 use crate::routes::Routes;
 use crate::status::{self, Recorder, View};
-use crate::watch::{Kind, follow};
-use crate::{convert, http};
+use crate::watch::{Kind, Update, each, follow};
+use crate::{convert, secrets, serve};
 
 /// How many updates may wait for the loop; the watches wait beyond that.
 const UPDATE_QUEUE: usize = 8192;
@@ -53,6 +57,10 @@ pub struct Args {
     /// replaces the default list of container and tunnel interfaces
     #[arg(long, value_name = "PREFIX")]
     pub exclude_interface: Vec<String>,
+    /// A network that pods have addresses in beside those of Node.spec.podCIDRs
+    /// (repeatable); callers from there are inside the cluster
+    #[arg(long, value_name = "CIDR")]
+    pub pod_network: Vec<IpNet>,
     /// Announce from this node even if it is labelled
     /// node.kubernetes.io/exclude-from-external-load-balancers
     #[arg(long)]
@@ -82,7 +90,11 @@ pub async fn run(args: Args) -> Result<()> {
     let mut config = bellrock_arp::Config::new(&args.node_name, &args.cluster, key);
     config.ethertype = args.ethertype;
     if !args.exclude_interface.is_empty() {
-        config.exclude_interfaces = args.exclude_interface.clone();
+        config.exclude_interfaces = args
+            .exclude_interface
+            .iter()
+            .map(|prefix| format!("{prefix}*"))
+            .collect();
     }
     let (handle, ownership) =
         bellrock_arp::Handle::start(config).context("start answering on the segment")?;
@@ -91,7 +103,7 @@ pub async fn run(args: Args) -> Result<()> {
     let client = Client::try_default().await.context("find the API server")?;
     let (view, viewed) = channel::channel(View::starting(&args.node_name));
     let mut tasks = JoinSet::new();
-    tasks.spawn(http::serve(args.listen, viewed.clone(), stop.clone()));
+    tasks.spawn(serve::serve(args.listen, viewed.clone(), stop.clone()));
     tasks.spawn(status::publish(
         client.clone(),
         args.node_name.clone(),
@@ -99,25 +111,61 @@ pub async fn run(args: Args) -> Result<()> {
         stop.clone(),
     ));
     let recorder = Recorder::start(&mut tasks, client.clone(), &args.node_name, stop.clone());
-    let updates = watch(&mut tasks, &client, &args.namespace);
+    let (updates, receiver) = mpsc::channel(UPDATE_QUEUE);
+    watch(&mut tasks, &client, &args.namespace, &updates);
+    let (wanted, names) = channel::channel(BTreeSet::new());
+    let api = Api::namespaced(client.clone(), &args.namespace);
+    tasks.spawn(secrets::follow(api, names, updates));
 
     let settings = Settings {
         ignore_exclude_label: args.ignore_exclude_label,
+        pod_networks: args.pod_network,
+        protected: api_servers(),
+    };
+    let edges = Edges {
+        forwarding,
+        l2: L2::new(handle),
+        routes: Routes::open()?,
+        secrets: wanted,
+        recorder,
+        view,
     };
     tracing::info!(node = args.node_name, "speaker started");
-    Core::new(
-        args.node_name,
-        settings,
-        forwarding,
-        L2::new(handle),
-        Routes::open()?,
-    )
-    .run(updates, ownership, recorder, view, stop.clone())
-    .await;
+    let core = Core::new(args.node_name, settings, edges);
+    let mut running = std::pin::pin!(core.run(receiver, ownership, stop.clone()));
+    let result = loop {
+        tokio::select! {
+            result = &mut running => break result,
+            // A watch, or another task that goes on until the end.
+            Some(ended) = tasks.join_next() => if !stop.is_cancelled() {
+                break Err(anyhow!("a task of the speaker has ended: {ended:?}"));
+            },
+        }
+    };
     stop.cancel();
     tasks.shutdown().await;
-    tracing::info!("stopped; forwarding stays in the kernel");
-    Ok(())
+    match &result {
+        Ok(()) => tracing::info!("stopped; forwarding stays in the kernel"),
+        Err(error) => tracing::error!(error = format!("{error:#}"), "giving up"),
+    }
+    result
+}
+
+/// Addresses of the API server, where it is given by address: they must never
+/// be announced, nor what is sent to them be refused.
+fn api_servers() -> BTreeSet<IpAddr> {
+    let service = std::env::var("KUBERNETES_SERVICE_HOST").ok();
+    let kubeconfig = Kubeconfig::read().ok();
+    let clusters = kubeconfig.into_iter().flat_map(|config| config.clusters);
+    let servers = clusters.filter_map(|cluster| cluster.cluster?.server);
+    let hosts = servers.filter_map(|server| {
+        let uri: http::Uri = server.parse().ok()?;
+        Some(uri.host()?.trim_matches(['[', ']']).to_owned())
+    });
+    hosts
+        .chain(service)
+        .filter_map(|host| host.parse().ok())
+        .collect()
 }
 
 /// Starts a watch for each kind. They end with `tasks`.
@@ -125,49 +173,86 @@ fn watch(
     tasks: &mut JoinSet<()>,
     client: &Client,
     namespace: &str,
-) -> mpsc::Receiver<crate::watch::Update> {
-    let (updates, receiver) = mpsc::channel(UPDATE_QUEUE);
-    macro_rules! follow {
-        ($kind:ident, $api:expr, $config:expr, $parse:path) => {
-            tasks.spawn(follow($api, $config, Kind::$kind, $parse, updates.clone()));
-        };
-    }
-    let all = watcher::Config::default;
+    updates: &mpsc::Sender<Update>,
+) {
     // Only Services of type LoadBalancer, and no slices of headless ones. A
     // Service that changes its type is reported as deleted.
-    let balancers = all().fields("spec.type=LoadBalancer");
-    let slices = all().labels("kubernetes.io/service-name,!service.kubernetes.io/headless");
-    let ours = |client: &Client| client.clone();
+    let balancers = watcher::Config::default().fields("spec.type=LoadBalancer");
+    let named = "kubernetes.io/service-name,!service.kubernetes.io/headless";
+    let slices = watcher::Config::default().labels(named);
+    let all = watcher::Config::default;
+    let everywhere = client.clone();
+    macro_rules! follow {
+        ($kind:ident, $api:expr, $config:expr, $parse:expr) => {
+            tasks.spawn(follow($api, $config, Kind::$kind, $parse, updates.clone()))
+        };
+    }
     follow!(
         Service,
-        Api::<Service>::all(ours(client)),
+        Api::<Service>::all(everywhere.clone()),
         balancers,
         convert::service
     );
     follow!(
         EndpointSlice,
-        Api::<EndpointSlice>::all(ours(client)),
+        Api::<EndpointSlice>::all(everywhere.clone()),
         slices,
         convert::slice
     );
-    follow!(Node, Api::<Node>::all(ours(client)), all(), convert::node);
-    follow!(
+    follow!(Node, Api::<Node>::all(everywhere), all(), convert::node);
+
+    // Objects of our own kinds are parsed one by one: one that does not parse
+    // must not hide the others.
+    macro_rules! ours {
+        ($kind:ident, $object:ty, $api:expr, $parse:path, $gone:path) => {
+            follow!($kind, $api, all(), each::<$object>($parse, $gone))
+        };
+    }
+    let here = |resource: &ApiResource| {
+        Api::<DynamicObject>::namespaced_with(client.clone(), namespace, resource)
+    };
+    let of = |resource: ApiResource| here(&resource);
+    let virtual_ips = ApiResource::erase::<VirtualIP>(&());
+    let virtual_ips = Api::<DynamicObject>::all_with(client.clone(), &virtual_ips);
+    ours!(
         VirtualIp,
-        Api::<VirtualIP>::all(ours(client)),
-        all(),
-        convert::virtual_ip
+        VirtualIP,
+        virtual_ips,
+        convert::virtual_ip,
+        convert::no_virtual_ip
     );
-    let pools = Api::<IPAddressPool>::namespaced(client.clone(), namespace);
-    follow!(Pool, pools, all(), convert::pool);
-    let l2 = Api::<L2Advertisement>::namespaced(client.clone(), namespace);
-    follow!(L2Advertisement, l2, all(), convert::l2_advertisement);
-    let bgp = Api::<BGPAdvertisement>::namespaced(client.clone(), namespace);
-    follow!(BgpAdvertisement, bgp, all(), convert::bgp_advertisement);
-    let peers = Api::<BGPPeer>::namespaced(client.clone(), namespace);
-    follow!(BgpPeer, peers, all(), convert::bgp_peer);
-    let communities = Api::<Community>::namespaced(client.clone(), namespace);
-    follow!(Community, communities, all(), convert::communities);
-    receiver
+    follow!(
+        Pool,
+        of(ApiResource::erase::<IPAddressPool>(&())),
+        all(),
+        convert::pool
+    );
+    let l2 = of(ApiResource::erase::<L2Advertisement>(&()));
+    ours!(
+        L2Advertisement,
+        L2Advertisement,
+        l2,
+        convert::l2_advertisement,
+        convert::no_l2
+    );
+    let bgp = of(ApiResource::erase::<BGPAdvertisement>(&()));
+    ours!(
+        BgpAdvertisement,
+        BGPAdvertisement,
+        bgp,
+        convert::bgp_advertisement,
+        convert::no_bgp
+    );
+    let peers = of(ApiResource::erase::<BGPPeer>(&()));
+    ours!(BgpPeer, BGPPeer, peers, convert::bgp_peer, convert::no_peer);
+    let communities = of(ApiResource::erase::<Community>(&()));
+    ours!(
+        Community,
+        Community,
+        communities,
+        convert::communities,
+        convert::no_community
+    );
 }
 
 fn stop_on_signal(stop: &CancellationToken) -> Result<()> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 
 use futures_util::StreamExt;
+use kube::api::DynamicObject;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -33,10 +34,12 @@ pub enum Kind {
     BgpPeer,
     /// Community.
     Community,
+    /// Secrets that BGPPeers name. Not watched: each is read by its name.
+    PasswordSecret,
 }
 
 impl Kind {
-    /// All of them: the speaker acts once each has been listed.
+    /// All that are watched: the speaker acts once each has been listed.
     pub const ALL: [Self; 9] = [
         Self::Service,
         Self::EndpointSlice,
@@ -48,6 +51,21 @@ impl Kind {
         Self::BgpPeer,
         Self::Community,
     ];
+}
+
+impl Kind {
+    /// The kind's name in the API, for kinds of ours.
+    pub fn of_ours(self) -> Option<&'static str> {
+        match self {
+            Self::Service | Self::EndpointSlice | Self::Node | Self::PasswordSecret => None,
+            Self::VirtualIp => Some("VirtualIP"),
+            Self::Pool => Some("IPAddressPool"),
+            Self::L2Advertisement => Some("L2Advertisement"),
+            Self::BgpAdvertisement => Some("BGPAdvertisement"),
+            Self::BgpPeer => Some("BGPPeer"),
+            Self::Community => Some("Community"),
+        }
+    }
 }
 
 /// What an object turned out to be.
@@ -97,7 +115,7 @@ pub async fn follow<K>(
     api: Api<K>,
     config: watcher::Config,
     kind: Kind,
-    parse: fn(&K) -> Parsed,
+    parse: impl Fn(&K) -> Parsed,
     updates: mpsc::Sender<Update>,
 ) where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
@@ -111,7 +129,7 @@ pub async fn follow<K>(
         match event {
             Ok(watcher::Event::Init) => listed.clear(),
             Ok(watcher::Event::InitApply(object)) => {
-                take(kind, &object, parse, &mut listed, &mut out);
+                take(kind, &object, &parse, &mut listed, &mut out);
             }
             Ok(watcher::Event::InitDone) => {
                 for (id, (name, change)) in &known {
@@ -127,7 +145,7 @@ pub async fn follow<K>(
                 out.push(Update::Synced(kind));
             }
             Ok(watcher::Event::Apply(object)) => {
-                take(kind, &object, parse, &mut known, &mut out);
+                take(kind, &object, &parse, &mut known, &mut out);
             }
             Ok(watcher::Event::Delete(object)) => {
                 let change = match parse(&object) {
@@ -156,10 +174,32 @@ pub async fn follow<K>(
     }
 }
 
+/// Parses objects of a kind of ours one by one. `gone` is what the deletion of
+/// an object of that name would be.
+pub fn each<K: DeserializeOwned>(
+    parse: fn(&K) -> Parsed,
+    gone: fn(&str) -> Option<Change>,
+) -> impl Fn(&DynamicObject) -> Parsed {
+    let parsed = |object: &DynamicObject| {
+        let value = serde_json::to_value(object)?;
+        serde_json::from_value::<K>(value)
+    };
+    move |object| match parsed(object) {
+        Ok(object) => parse(&object),
+        Err(error) => match gone(&object.name_any()) {
+            Some(identity) => Parsed::Invalid {
+                identity,
+                message: error.to_string(),
+            },
+            None => Parsed::Ignored,
+        },
+    }
+}
+
 fn take<K: ResourceExt>(
     kind: Kind,
     object: &K,
-    parse: fn(&K) -> Parsed,
+    parse: impl Fn(&K) -> Parsed,
     seen: &mut BTreeMap<Identity, (String, Change)>,
     out: &mut Vec<Update>,
 ) {

@@ -2,13 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
-use bellrock_bgp::{Attributes, Peer, PeerConfig, PeerStatus, StopReason};
+use bellrock_bgp::message::Family;
+use bellrock_bgp::{Attributes, Peer, PeerConfig, PeerStatus, Restart, StopReason};
 use bellrock_forward::ServiceKey;
 use ipnet::IpNet;
 
-use crate::cluster::{self, Cluster};
+use crate::cluster::{self, Cluster, PeerPassword};
 use crate::plan;
+
+/// How long a peer keeps our routes without a session, where it was asked to: a
+/// new speaker is there in seconds, an image may have to be pulled first.
+const RESTART_TIME: Duration = Duration::from_secs(120);
+/// How long routes stay, marked with GRACEFUL_SHUTDOWN, on a node that leaves.
+pub const DRAIN: Duration = Duration::from_secs(3);
 
 type Routes = BTreeMap<String, BTreeMap<IpNet, Attributes>>;
 
@@ -21,8 +29,10 @@ pub struct Bgp {
     wanted: BTreeMap<String, BTreeMap<IpNet, BTreeMap<ServiceKey, Attributes>>>,
     /// Prefixes by peer that changed since the last [`Bgp::flush`].
     touched: BTreeMap<String, BTreeSet<IpNet>>,
-    /// Peers whose settings the session refuses, and why.
+    /// Peers whose settings cannot be used, or not as they are now, and why.
     refused: BTreeMap<String, String>,
+    /// The forwarding of an earlier speaker was found in the kernel.
+    resumed: bool,
 }
 
 #[derive(Debug)]
@@ -35,31 +45,46 @@ impl Bgp {
     /// Starts, ends and restarts sessions so that they are those of node `me`.
     /// A session whose configuration did not change is not touched.
     pub async fn set_peers(&mut self, cluster: &Cluster, me: &str) {
-        let wanted: BTreeMap<String, PeerConfig> = plan::peers_of(cluster, me)
-            .filter_map(|name| {
-                let config = peer_config(cluster, me, cluster.peers.get(name)?)?;
-                Some((name.clone(), config))
-            })
-            .collect();
+        let mut wanted: BTreeMap<String, PeerConfig> = BTreeMap::new();
+        let mut refused = BTreeMap::new();
+        for name in plan::peers_of(cluster, me) {
+            let Some(peer) = cluster.peers.get(name) else {
+                continue;
+            };
+            let (config, problem) = self.peer_config(cluster, me, peer);
+            if let Some(problem) = problem {
+                tracing::warn!(peer = name, problem, "BGPPeer not as it should be");
+                refused.insert(name.clone(), problem);
+            }
+            if let Some(config) = config {
+                wanted.insert(name.clone(), config);
+            }
+        }
+        self.refused = refused;
         let ended: Vec<String> = self
             .sessions
             .iter()
             .filter(|(name, session)| wanted.get(*name) != Some(&session.config))
             .map(|(name, _)| name.clone())
             .collect();
+        let mut stops = Vec::new();
         for name in ended {
+            let reason = if wanted.contains_key(&name) {
+                StopReason::ConfigurationChange
+            } else {
+                StopReason::PeerDeconfigured
+            };
             if let Some(session) = self.sessions.remove(&name) {
-                session.peer.stop(StopReason::PeerDeconfigured).await;
+                stops.push(session.peer.stop(reason));
             }
         }
-        self.refused.retain(|name, _| wanted.contains_key(name));
+        futures_util::future::join_all(stops).await;
         for (name, config) in wanted {
             if self.sessions.contains_key(&name) {
                 continue;
             }
             match Peer::spawn(config.clone(), self.routes(&name)) {
                 Ok(peer) => {
-                    self.refused.remove(&name);
                     self.sessions.insert(name, Session { config, peer });
                 }
                 Err(error) => {
@@ -67,6 +92,19 @@ impl Bgp {
                     self.refused.insert(name, error.to_string());
                 }
             }
+        }
+    }
+
+    /// The forwarding of an earlier speaker carries on (RFC 4724: the R and F
+    /// bits of the sessions that start from now on).
+    pub fn set_resumed(&mut self) {
+        self.resumed = true;
+    }
+
+    /// This node leaves: routes are marked, and withdrawn [`DRAIN`] later.
+    pub async fn drain(&self) {
+        for session in self.sessions.values() {
+            session.peer.drain(DRAIN).await;
         }
     }
 
@@ -146,13 +184,87 @@ impl Bgp {
             .collect()
     }
 
-    /// Ends every session with a NOTIFICATION, all at once.
-    pub async fn stop(&mut self) {
+    /// Ends every session, all at once: for good if the node leaves, for a
+    /// restart otherwise.
+    pub async fn stop(&mut self, leaving: bool) {
+        let reason = if leaving {
+            StopReason::AdministrativeShutdown(Some("node leaves".to_owned()))
+        } else {
+            StopReason::Restart
+        };
         let stops = std::mem::take(&mut self.sessions)
             .into_values()
-            .map(|session| session.peer.stop(StopReason::AdministrativeShutdown(None)));
+            .map(|session| session.peer.stop(reason.clone()));
         futures_util::future::join_all(stops).await;
     }
+
+    /// A session's settings, and what is wrong with them. Without settings no
+    /// session is held.
+    fn peer_config(
+        &self,
+        cluster: &Cluster,
+        me: &str,
+        peer: &cluster::Peer,
+    ) -> (Option<PeerConfig>, Option<String>) {
+        let Some(node) = cluster.nodes.get(me) else {
+            return (None, None);
+        };
+        let first_v4 = node.addresses.iter().find_map(|address| match address {
+            IpAddr::V4(v4) => Some(*v4),
+            IpAddr::V6(_) => None,
+        });
+        let first_v6 = node.addresses.iter().find_map(|address| match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(v6) => Some(*v6),
+        });
+        let router_id = peer
+            .router_id
+            .or(first_v4)
+            .unwrap_or_else(|| router_id_of(me));
+        let mut config = PeerConfig::new(peer.address, peer.local_asn, peer.peer_asn, router_id);
+        config.port = peer.port;
+        config.source = peer.source;
+        config.hold_time = peer.hold_time;
+        config.keepalive_time = peer.keepalive_time;
+        if let Some(retry) = peer.connect_time {
+            config.connect_retry = retry;
+        }
+        config.multihop = peer.multihop;
+        if peer.dual_stack {
+            config.next_hop_v4 = first_v4.filter(|_| peer.address.is_ipv6());
+            config.next_hop_v6 = first_v6.filter(|_| peer.address.is_ipv4());
+        } else {
+            config.families = [Family::of(peer.address)].into();
+        }
+        config.restart = peer.graceful_restart.then_some(Restart {
+            time: RESTART_TIME,
+            resumed: self.resumed,
+        });
+        match &peer.password {
+            None => (Some(config), None),
+            Some(PeerPassword::Text(password)) => {
+                config.password = Some(password.clone());
+                (Some(config), None)
+            }
+            Some(PeerPassword::Secret(name)) => {
+                let known = cluster.passwords.get(name).cloned().unwrap_or_default();
+                let problem = known.problem.map(|why| format!("Secret {name}: {why}"));
+                config.password = known.password;
+                // A session without its password is not what was asked for.
+                let usable = config.password.is_some().then_some(config);
+                (usable, problem)
+            }
+        }
+    }
+}
+
+/// A BGP identifier for a node without an IPv4 address: the same at every
+/// start, and as good as unique (FNV-1a of its name).
+fn router_id_of(node: &str) -> Ipv4Addr {
+    let hash = node.bytes().fold(0x811c_9dc5_u32, |hash, octet| {
+        (hash ^ u32::from(octet)).wrapping_mul(0x0100_0193)
+    });
+    Ipv4Addr::from(hash.max(1))
 }
 
 fn remove(
@@ -179,33 +291,7 @@ fn merged(services: &BTreeMap<ServiceKey, Attributes>) -> Option<Attributes> {
     let mut all = services.values();
     let mut merged = all.next()?.clone();
     for attributes in all {
-        plan::merge_attributes(&mut merged, attributes);
+        plan::merge_services(&mut merged, attributes);
     }
     Some(merged)
-}
-
-/// Nothing while the node has no IPv4 address to be known by.
-fn peer_config(cluster: &Cluster, me: &str, peer: &cluster::Peer) -> Option<PeerConfig> {
-    let first_v4 = || -> Option<Ipv4Addr> {
-        cluster
-            .nodes
-            .get(me)?
-            .addresses
-            .iter()
-            .find_map(|address| match address {
-                IpAddr::V4(v4) => Some(*v4),
-                IpAddr::V6(_) => None,
-            })
-    };
-    let router_id = peer.router_id.or_else(first_v4)?;
-    let mut config = PeerConfig::new(peer.address, peer.local_asn, peer.peer_asn, router_id);
-    config.port = peer.port;
-    config.source = peer.source;
-    config.hold_time = peer.hold_time;
-    config.keepalive_time = peer.keepalive_time;
-    if let Some(retry) = peer.connect_time {
-        config.connect_retry = retry;
-    }
-    config.multihop = peer.multihop;
-    Some(config)
 }

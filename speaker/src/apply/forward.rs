@@ -22,6 +22,7 @@ enum Request {
 #[derive(Debug)]
 pub struct Forwarding {
     requests: mpsc::SyncSender<Request>,
+    thread: std::thread::JoinHandle<()>,
 }
 
 impl Forwarding {
@@ -30,11 +31,20 @@ impl Forwarding {
     pub fn start() -> Result<Self> {
         let forwarder = Forwarder::open().context("open netlink for nftables")?;
         let (requests, queue) = mpsc::sync_channel(4);
-        std::thread::Builder::new()
+        let thread = std::thread::Builder::new()
             .name("forward".to_owned())
             .spawn(move || serve(forwarder, &queue))
             .context("start the forwarding thread")?;
-        Ok(Self { requests })
+        Ok(Self { requests, thread })
+    }
+
+    /// An error if the thread has ended: nothing is forwarded anew then.
+    pub fn check_alive(&self) -> Result<()> {
+        anyhow::ensure!(
+            !self.thread.is_finished(),
+            "the forwarding thread has ended"
+        );
+        Ok(())
     }
 
     /// Makes the table exactly this, keeping what is right already.

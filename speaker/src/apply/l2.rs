@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bellrock_arp::{Assignment, Eligibility, Handle, Recorded};
 use bellrock_forward::ServiceKey;
@@ -13,7 +15,7 @@ use crate::plan::L2Intent;
 /// Services may share an address; it is answered while any of them wants it.
 #[derive(Debug)]
 pub struct L2 {
-    handle: Handle,
+    handle: Arc<Handle>,
     wanted: BTreeMap<IpAddr, BTreeMap<ServiceKey, L2Intent>>,
     applied: BTreeMap<IpAddr, Assignment>,
 }
@@ -22,20 +24,22 @@ impl L2 {
     /// Wraps a running ownership driver.
     pub fn new(handle: Handle) -> Self {
         Self {
-            handle,
+            handle: Arc::new(handle),
             wanted: BTreeMap::new(),
             applied: BTreeMap::new(),
         }
     }
 
     /// The driver.
-    pub fn handle(&self) -> &Handle {
+    pub fn handle(&self) -> &Arc<Handle> {
         &self.handle
     }
 
-    /// Gives the driver back, to shut it down.
-    pub fn into_handle(self) -> Handle {
-        self.handle
+    /// Leaves the segment: the successors take over.
+    pub fn shutdown(self, within: Duration) {
+        if let Err(error) = self.handle.shutdown(within) {
+            tracing::warn!(%error, "the ownership driver did not stop in order");
+        }
     }
 
     /// Replaces what one Service wants.
@@ -76,6 +80,13 @@ impl L2 {
             return;
         };
         let assignment = assignment(vip, services.values());
+        // An address that this node never might hold is not the driver's
+        // business; and the first assignment it sees of one may say that this
+        // node held it before.
+        if assignment.eligibility == Eligibility::Ineligible && !self.applied.contains_key(&address)
+        {
+            return;
+        }
         if self.applied.get(&address) != Some(&assignment) {
             self.handle.assign(address, assignment.clone());
             self.applied.insert(address, assignment);

@@ -46,6 +46,21 @@ impl Usable {
     }
 }
 
+impl Usable {
+    /// How many ready endpoints of the family are on this node.
+    pub fn count_here(&self, v4: bool) -> u32 {
+        if !self.ready_here(v4) {
+            return 0;
+        }
+        let local = self.ports.iter().flat_map(|port| &port.local);
+        let addresses: BTreeSet<_> = local
+            .map(|endpoint| endpoint.address)
+            .filter(|address| address.is_ipv4() == v4)
+            .collect();
+        u32::try_from(addresses.len()).unwrap_or(u32::MAX)
+    }
+}
+
 /// Chooses endpoints as KEP-1669 says, within each policy's scope: those that
 /// are ready; if none is, those that terminate and still serve.
 pub fn usable(cluster: &Cluster, key: &forward::ServiceKey, service: &Service, me: &str) -> Usable {

@@ -5,6 +5,7 @@
 //! `bellrock why` runs the same functions for every node, on a live cluster
 //! or on a dump of one.
 
+mod bgp;
 mod endpoints;
 mod node;
 mod scope;
@@ -15,9 +16,10 @@ use std::net::IpAddr;
 use bellrock_api::reason::AnnouncementReason as Reason;
 use bellrock_bgp::Attributes;
 use bellrock_forward as forward;
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
-use crate::cluster::{BgpAdvertisement, Cluster, Service, TrafficPolicy, VirtualIp};
+use crate::cluster::{Cluster, Service, TrafficPolicy, VirtualIp};
+pub use bgp::{merge_services, peers_of};
 pub use endpoints::{Usable, usable};
 pub use node::{forward_node, unfit};
 
@@ -31,23 +33,17 @@ pub enum Way {
 }
 
 /// Settings of the speaker that decisions depend on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Settings {
     /// Announce although the node carries the label
     /// `node.kubernetes.io/exclude-from-external-load-balancers`. For
     /// clusters of one node, where kubeadm puts it on that one.
     pub ignore_exclude_label: bool,
-}
-
-/// Whether the node's forwarding carries a Service already.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Carried {
-    /// The kernel has it.
-    Yes,
-    /// Not yet.
-    NotYet,
-    /// The kernel refused it.
-    Refused,
+    /// Pod networks beside those of `Node.spec.podCIDRs`.
+    pub pod_networks: Vec<IpNet>,
+    /// Addresses that somebody uses: gateways, the API server. Those of nodes
+    /// and BGP peers are known anyway.
+    pub protected: BTreeSet<IpAddr>,
 }
 
 /// What one Service means for one node.
@@ -83,6 +79,8 @@ pub struct Verdict {
     pub refused: Option<Reason>,
     /// The BGPPeers that it is meant for.
     pub peers: BTreeSet<String>,
+    /// What the reason's own sentence cannot know.
+    pub detail: Option<String>,
 }
 
 impl Verdict {
@@ -92,6 +90,7 @@ impl Verdict {
             way,
             refused,
             peers: BTreeSet::new(),
+            detail: None,
         }
     }
 }
@@ -101,8 +100,8 @@ pub fn plan_service(
     cluster: &Cluster,
     me: &str,
     key: &forward::ServiceKey,
-    settings: Settings,
-    carried: &Carried,
+    settings: &Settings,
+    forwarding_refused: bool,
 ) -> ServicePlan {
     let mut plan = ServicePlan::default();
     let Some(service) = cluster.services.get(key) else {
@@ -117,20 +116,51 @@ pub fn plan_service(
         return plan;
     }
     let usable = usable(cluster, key, service, me);
-    plan.forward = Some(forward_service(service, &addresses, &usable));
+    let free = |address: &IpAddr| !taken(cluster, settings, *address);
+    if service.source_ranges.is_some() {
+        let addresses = addresses
+            .iter()
+            .map(|(address, _)| *address)
+            .filter(free)
+            .collect();
+        plan.forward = Some(forward_service(service, addresses, &usable));
+    }
 
     for (address, vip) in addresses {
         let common = unfit(cluster, me, settings)
+            .or(taken(cluster, settings, address).then_some(Reason::AddressTaken))
+            .or(service
+                .source_ranges
+                .is_none()
+                .then_some(Reason::SourceRangesInvalid))
             .or_else(|| lacks_endpoint(service, &usable, address))
-            .or(match carried {
-                Carried::Yes => None,
-                Carried::NotYet => Some(Reason::ForwardingNotReady),
-                Carried::Refused => Some(Reason::ForwardingRefused),
-            });
+            .or(forwarding_refused.then_some(Reason::ForwardingRefused));
         plan_l2(cluster, me, service, (address, vip), common, &mut plan);
-        plan_bgp(cluster, me, service, (address, vip), common, &mut plan);
+        let weight = match service.policy {
+            TrafficPolicy::Local => Some(usable.count_here(address.is_ipv4())),
+            // Every node passes on to every endpoint: none is worth more.
+            TrafficPolicy::Cluster => None,
+        };
+        let found = bgp::Found {
+            service,
+            address,
+            vip,
+            weight,
+        };
+        bgp::plan(cluster, me, &found, common, &mut plan);
     }
     plan
+}
+
+/// Whether somebody uses the address already whom announcing it, or dropping
+/// what is sent to it, would cut off.
+fn taken(cluster: &Cluster, settings: &Settings, address: IpAddr) -> bool {
+    settings.protected.contains(&address)
+        || cluster
+            .nodes
+            .values()
+            .any(|node| node.addresses.contains(&address))
+        || cluster.peers.values().any(|peer| peer.address == address)
 }
 
 /// Why no endpoint takes this address's traffic on this node.
@@ -151,11 +181,11 @@ fn lacks_endpoint(service: &Service, usable: &Usable, address: IpAddr) -> Option
 
 fn forward_service(
     service: &Service,
-    addresses: &[(IpAddr, &VirtualIp)],
+    addresses: BTreeSet<IpAddr>,
     usable: &Usable,
 ) -> forward::Service {
     forward::Service {
-        addresses: addresses.iter().map(|(address, _)| *address).collect(),
+        addresses,
         ports: service
             .ports
             .iter()
@@ -174,7 +204,7 @@ fn forward_service(
             TrafficPolicy::Local => forward::ExternalPolicy::Local,
         },
         affinity: service.affinity,
-        source_ranges: service.source_ranges.clone(),
+        source_ranges: service.source_ranges.clone().unwrap_or_default(),
     }
 }
 
@@ -218,96 +248,6 @@ fn plan_l2(
     );
     plan.verdicts
         .push(Verdict::new(Some(address), Way::L2, refused));
-}
-
-fn plan_bgp(
-    cluster: &Cluster,
-    me: &str,
-    service: &Service,
-    (address, vip): (IpAddr, &VirtualIp),
-    common: Option<Reason>,
-    plan: &mut ServicePlan,
-) {
-    let family = (!address.is_ipv4()).then_some(Reason::FamilyUnsupported);
-    let covering: Vec<_> = cluster
-        .bgp_advertisements
-        .values()
-        .filter(|ad| scope::covers(&ad.scope, cluster, vip, service))
-        .collect();
-    let here: Vec<_> = covering
-        .iter()
-        .filter(|ad| scope::selects(&ad.scope, cluster, me))
-        .collect();
-    let sessions: BTreeSet<&String> = peers_of(cluster, me).collect();
-    let targets: Vec<_> = here
-        .iter()
-        .flat_map(|ad| {
-            sessions
-                .iter()
-                .filter(|peer| ad.peers.is_empty() || ad.peers.contains(**peer))
-                .map(move |peer| (**ad, (**peer).clone()))
-        })
-        .collect();
-    let refused = family
-        .or(covering.is_empty().then_some(Reason::NoAdvertisement))
-        .or(here.is_empty().then_some(Reason::NodeNotSelected))
-        .or(common)
-        .or(targets.is_empty().then_some(Reason::NoPeer))
-        .or(targets
-            .iter()
-            .flat_map(|(ad, _)| &ad.communities)
-            .any(|name| cluster.community(name).is_none())
-            .then_some(Reason::CommunityUnknown));
-    let peers = targets.iter().map(|(_, peer)| peer.clone()).collect();
-    if refused.is_none() {
-        for (ad, peer) in targets {
-            let routes = plan.routes.entry(peer).or_default();
-            let attributes = routes.entry(prefix(ad, address)).or_default();
-            merge_attributes(attributes, &ad_attributes(cluster, ad));
-        }
-    }
-    plan.verdicts.push(Verdict {
-        peers,
-        ..Verdict::new(Some(address), Way::Bgp, refused)
-    });
-}
-
-/// The BGPPeers that node `me` holds a session with.
-pub fn peers_of<'a>(cluster: &'a Cluster, me: &'a str) -> impl Iterator<Item = &'a String> {
-    cluster
-        .peers
-        .iter()
-        .filter(move |(_, peer)| scope::node_selected(&peer.node_selectors, cluster, me))
-        .map(|(name, _)| name)
-}
-
-fn prefix(ad: &BgpAdvertisement, address: IpAddr) -> IpNet {
-    match address {
-        IpAddr::V4(v4) => Ipv4Net::new(v4, ad.aggregation_length)
-            .unwrap_or(Ipv4Net::from(v4))
-            .trunc()
-            .into(),
-        IpAddr::V6(v6) => Ipv6Net::from(v6).into(),
-    }
-}
-
-/// Several advertisements of one prefix to one peer: communities add up, and
-/// the highest local preference wins.
-pub fn merge_attributes(into: &mut Attributes, other: &Attributes) {
-    into.communities.extend(other.communities.iter().copied());
-    into.local_pref = into.local_pref.max(other.local_pref);
-}
-
-fn ad_attributes(cluster: &Cluster, ad: &BgpAdvertisement) -> Attributes {
-    Attributes {
-        local_pref: ad.local_pref,
-        communities: ad
-            .communities
-            .iter()
-            .filter_map(|name| cluster.community(name))
-            .collect(),
-        ..Attributes::default()
-    }
 }
 
 #[cfg(test)]

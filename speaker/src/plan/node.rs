@@ -11,7 +11,7 @@ use crate::cluster::{Cluster, Node};
 ///
 /// Cordoning a node changes nothing: pods that run go on running, and so does
 /// their traffic.
-pub fn unfit(cluster: &Cluster, me: &str, settings: Settings) -> Option<Reason> {
+pub fn unfit(cluster: &Cluster, me: &str, settings: &Settings) -> Option<Reason> {
     let Some(node) = cluster.nodes.get(me) else {
         return Some(Reason::NodeUnknown);
     };
@@ -42,7 +42,7 @@ fn excluded(node: &Node) -> bool {
 }
 
 /// The node-wide part of the forwarding table of node `me`.
-pub fn forward_node(cluster: &Cluster, me: &str) -> forward::Node {
+pub fn forward_node(cluster: &Cluster, me: &str, settings: &Settings) -> forward::Node {
     forward::Node {
         node_port_addresses: cluster
             .nodes
@@ -53,6 +53,7 @@ pub fn forward_node(cluster: &Cluster, me: &str) -> forward::Node {
             .nodes
             .values()
             .flat_map(|n| n.pod_networks.clone())
+            .chain(settings.pod_networks.iter().copied())
             .collect(),
         local_pod_networks: cluster
             .nodes

@@ -1,14 +1,18 @@
 //! What one Service means for one node, as tables.
 
+mod bgp;
+
 use std::net::IpAddr;
 
+use bellrock_api::CommunityValue;
 use bellrock_api::reason::AnnouncementReason as Reason;
 use bellrock_bgp::PeerAsn;
 use bellrock_forward::{Protocol, ServiceKey};
 
 use super::*;
 use crate::cluster::{
-    Change, CommunityName, Dirty, Endpoint, L2Advertisement, Node, Peer, ServicePort, Slice,
+    BgpAdvertisement, Change, CommunityName, Dirty, Endpoint, L2Advertisement, Node, Peer,
+    ServicePort, Slice,
 };
 
 const ADDRESS: &str = "192.0.2.10";
@@ -63,10 +67,7 @@ impl Fixture {
         ));
         fixture.apply(Change::BgpAdvertisement(
             "bgp".into(),
-            Some(BgpAdvertisement {
-                aggregation_length: 32,
-                ..BgpAdvertisement::default()
-            }),
+            Some(BgpAdvertisement { ..host_routes() }),
         ));
         fixture.apply(Change::Peer("tor".into(), Some(peer())));
         fixture.apply(Change::Service(
@@ -90,9 +91,8 @@ impl Fixture {
     fn endpoints(&mut self, endpoints: Vec<Endpoint>) {
         let ports = [((String::new(), Protocol::Tcp), 8080)].into();
         self.apply(Change::Slice(
-            key(),
-            "web-1".into(),
-            Some(Slice { ports, endpoints }),
+            ServiceKey::new("default", "web-1"),
+            Some((key(), Slice { ports, endpoints })),
         ));
     }
 
@@ -103,7 +103,7 @@ impl Fixture {
     }
 
     fn plan(&self, node: &str) -> ServicePlan {
-        plan_service(&self.0, node, &key(), Settings::default(), &Carried::Yes)
+        plan_service(&self.0, node, &key(), &Settings::default(), false)
     }
 
     fn refusals(&self, node: &str) -> [Option<Reason>; 2] {
@@ -112,12 +112,20 @@ impl Fixture {
     }
 }
 
+fn host_routes() -> BgpAdvertisement {
+    BgpAdvertisement {
+        aggregation_length: 32,
+        aggregation_length_v6: 128,
+        ..BgpAdvertisement::default()
+    }
+}
+
 fn service(policy: TrafficPolicy) -> Service {
     Service {
         labels: [("app".to_owned(), "web".to_owned())].into(),
         policy,
         affinity: false,
-        source_ranges: vec![],
+        source_ranges: Some(vec![]),
         ports: vec![ServicePort {
             name: String::new(),
             protocol: Protocol::Tcp,
@@ -139,19 +147,7 @@ fn vip() -> VirtualIp {
 }
 
 fn peer() -> Peer {
-    Peer {
-        node_selectors: vec![],
-        address: "10.0.0.254".parse().unwrap(),
-        port: 179,
-        source: None,
-        local_asn: 64512,
-        peer_asn: PeerAsn::Exact(64513),
-        router_id: None,
-        hold_time: std::time::Duration::from_secs(90),
-        keepalive_time: None,
-        connect_time: None,
-        multihop: false,
-    }
+    Peer::new("10.0.0.254".parse().unwrap(), 64512, PeerAsn::Exact(64513))
 }
 
 fn name_selector(name: &str) -> k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector {
@@ -324,8 +320,9 @@ fn each_state_of_the_node_that_forbids_announcing_has_its_reason() {
         assert_eq!(fixture.refusals("n1"), [reason; 2], "label {value:?}");
         let settings = Settings {
             ignore_exclude_label: true,
+            ..Settings::default()
         };
-        let plan = plan_service(&fixture.0, "n1", &key(), settings, &Carried::Yes);
+        let plan = plan_service(&fixture.0, "n1", &key(), &settings, false);
         assert!(plan.verdicts.iter().all(|v| v.refused.is_none()));
     }
 }
@@ -339,18 +336,43 @@ fn a_node_that_nobody_has_heard_of_announces_nothing() {
 }
 
 #[test]
-fn what_forwarding_does_not_carry_is_not_announced() {
+fn what_the_kernel_refuses_is_not_announced() {
     let fixture = Fixture::new();
-    for (carried, reason) in [
-        (Carried::NotYet, Reason::ForwardingNotReady),
-        (Carried::Refused, Reason::ForwardingRefused),
-    ] {
-        let plan = plan_service(&fixture.0, "n1", &key(), Settings::default(), &carried);
-        assert!(plan.verdicts.iter().all(|v| v.refused == Some(reason)));
-        assert!(!plan.l2[&ADDRESS.parse().unwrap()].eligible);
-        assert!(plan.routes.is_empty());
-        assert!(plan.forward.is_some());
-    }
+    let plan = plan_service(&fixture.0, "n1", &key(), &Settings::default(), true);
+    let reason = Some(Reason::ForwardingRefused);
+    assert!(plan.verdicts.iter().all(|v| v.refused == reason));
+    assert!(!plan.l2[&ADDRESS.parse().unwrap()].eligible);
+    assert!(plan.routes.is_empty());
+    assert!(plan.forward.is_some());
+}
+
+#[test]
+fn source_ranges_that_do_not_parse_let_nobody_in() {
+    let mut fixture = Fixture::new();
+    let service = Service {
+        source_ranges: None,
+        ..service(TrafficPolicy::Cluster)
+    };
+    fixture.apply(Change::Service(key(), Some(service)));
+    assert_eq!(
+        fixture.refusals("n1"),
+        [Some(Reason::SourceRangesInvalid); 2]
+    );
+    assert_eq!(fixture.plan("n1").forward, None);
+}
+
+#[test]
+fn a_slice_that_moves_to_another_service_leaves_the_first() {
+    let mut fixture = Fixture::new();
+    let other = ServiceKey::new("default", "other");
+    let slice = Slice {
+        ports: [((String::new(), Protocol::Tcp), 8080)].into(),
+        endpoints: vec![endpoint("10.244.1.5", "n1")],
+    };
+    let name = ServiceKey::new("default", "web-1");
+    let dirty = fixture.apply(Change::Slice(name, Some((other, slice))));
+    assert_eq!(dirty.services, [key()].into());
+    assert_eq!(fixture.refusals("n1"), [Some(Reason::NoEndpoint); 2]);
 }
 
 #[test]
@@ -400,29 +422,11 @@ fn an_advertisement_speaks_for_its_pools_services_and_nodes_only() {
 }
 
 #[test]
-fn several_advertisements_of_a_prefix_add_up() {
-    let mut fixture = Fixture::new();
-    let ad = |community, local_pref| BgpAdvertisement {
-        aggregation_length: 32,
-        communities: [CommunityName::Value(community)].into(),
-        local_pref,
-        ..BgpAdvertisement::default()
-    };
-    fixture.apply(Change::BgpAdvertisement("a".into(), Some(ad(1, Some(200)))));
-    fixture.apply(Change::BgpAdvertisement("b".into(), Some(ad(2, None))));
-    let plan = fixture.plan("n1");
-    let attributes = plan.routes["tor"].values().next().unwrap();
-    assert_eq!(attributes.communities, [1, 2].into());
-    assert_eq!(attributes.local_pref, Some(200));
-}
-
-#[test]
 fn a_community_alias_that_nobody_defines_keeps_the_route_back() {
     let mut fixture = Fixture::new();
     let ad = BgpAdvertisement {
-        aggregation_length: 32,
         communities: [CommunityName::Alias("no-transit".into())].into(),
-        ..BgpAdvertisement::default()
+        ..host_routes()
     };
     fixture.apply(Change::BgpAdvertisement("bgp".into(), Some(ad)));
     assert_eq!(
@@ -430,7 +434,7 @@ fn a_community_alias_that_nobody_defines_keeps_the_route_back() {
         [None, Some(Reason::CommunityUnknown)]
     );
     assert!(fixture.plan("n1").routes.is_empty());
-    let aliases = [("no-transit".to_owned(), 7)].into();
+    let aliases = [("no-transit".to_owned(), CommunityValue::Standard(0, 7))].into();
     assert!(
         fixture
             .apply(Change::Community("names".into(), Some(aliases)))
@@ -451,7 +455,7 @@ fn an_aggregate_is_announced_in_place_of_the_address() {
     let mut fixture = Fixture::new();
     let ad = BgpAdvertisement {
         aggregation_length: 24,
-        ..BgpAdvertisement::default()
+        ..host_routes()
     };
     fixture.apply(Change::BgpAdvertisement("bgp".into(), Some(ad)));
     let prefix: IpNet = "192.0.2.0/24".parse().unwrap();
@@ -511,9 +515,8 @@ fn a_change_dirties_only_the_services_that_it_concerns() {
         endpoints: vec![endpoint("10.244.1.9", "n1")],
     };
     let dirty = fixture.apply(Change::Slice(
-        other.clone(),
-        "o-1".into(),
-        Some(slice.clone()),
+        ServiceKey::new("default", "o-1"),
+        Some((other.clone(), slice.clone())),
     ));
     assert_eq!(
         dirty,
@@ -522,7 +525,10 @@ fn a_change_dirties_only_the_services_that_it_concerns() {
             ..Dirty::default()
         }
     );
-    let again = fixture.apply(Change::Slice(other, "o-1".into(), Some(slice)));
+    let again = fixture.apply(Change::Slice(
+        ServiceKey::new("default", "o-1"),
+        Some((other, slice)),
+    ));
     assert!(again.is_empty(), "the same object again changes nothing");
     // Another node's heartbeat or label is not our business; its pod network is.
     let mut node = fixture.0.nodes["n2"].clone();

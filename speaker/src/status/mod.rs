@@ -8,7 +8,7 @@ mod view;
 
 pub use publish::publish;
 pub use record::Recorder;
-pub use view::View;
+pub use view::{View, only_here};
 
 /// Who writes our fields, for server-side apply.
 const FIELD_MANAGER: &str = "bellrock-speaker";

@@ -1,9 +1,11 @@
 //! Writes the node's SpeakerStatus: when it changed, at most every ten
-//! seconds, and never watched by other speakers.
+//! seconds, and every minute in any case. Other speakers do not watch it.
 
 use std::time::Duration;
 
 use bellrock_api::SpeakerStatus;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
@@ -15,6 +17,9 @@ use super::{FIELD_MANAGER, View};
 
 /// Least time between two writes.
 const INTERVAL: Duration = Duration::from_secs(10);
+/// Most time between two writes: so that a speaker that died is told from one
+/// that has nothing new to say.
+const RENEWAL: Duration = Duration::from_secs(60);
 
 /// Publishes until `stop`.
 #[allow(
@@ -29,27 +34,38 @@ pub async fn publish(
 ) {
     let api: Api<SpeakerStatus> = Api::all(client);
     let mut written = None;
-    let mut earliest = Instant::now();
+    let (mut earliest, mut latest) = (Instant::now(), Instant::now() + RENEWAL);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             changed = viewed.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep_until(latest) => {}
         }
-        // Before everything is listed there is nothing worth telling, and a
-        // look in between would be stale at once.
-        if viewed.borrow().ready {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep_until(earliest) => {}
-            }
-        }
-        let status = viewed.borrow_and_update().to_api();
-        if !viewed.borrow().ready || written.as_ref() == Some(&status) {
+        // Before everything is listed there is nothing worth telling.
+        if !viewed.borrow_and_update().ready {
+            latest = Instant::now() + RENEWAL;
             continue;
         }
+        // A look before the time of the next write would be stale at once.
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep_until(earliest) => {}
+        }
+        let mut status = viewed.borrow_and_update().to_api();
+        if written.as_ref() == Some(&status) && Instant::now() < latest {
+            continue;
+        }
+        let seen = status.clone();
+        status.renewed = Some(Time(Timestamp::now()));
         match write(&api, &node, &json!({ "status": status })).await {
-            Ok(()) => written = Some(status),
-            Err(error) => tracing::warn!(%error, "cannot write the SpeakerStatus; trying again"),
+            Ok(()) => {
+                written = Some(seen);
+                latest = Instant::now() + RENEWAL;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot write the SpeakerStatus; trying again");
+                latest = Instant::now() + INTERVAL;
+            }
         }
         earliest = Instant::now() + INTERVAL;
     }

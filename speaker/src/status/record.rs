@@ -1,10 +1,11 @@
 //! Records ownership: VirtualIP.status of the addresses that this node owns,
-//! and an Event on each Service concerned.
+//! and Events on the objects concerned.
 //!
 //! The record is never in the path of a takeover. It is written afterwards,
-//! one at a time, and only the newest state of each address.
+//! one at a time, only the newest state of each address, and in turns, so that
+//! one that fails does not hold up the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::runtime::events::{self, EventType, Reporter};
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt};
 use serde_json::json;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -24,9 +25,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::FIELD_MANAGER;
 use crate::cluster::Cluster;
+use crate::watch::Kind;
 
 /// Time between a failed write and the next try.
 const RETRY: Duration = Duration::from_secs(2);
+/// Events of other objects that wait to be written; more are dropped.
+const MOST_TOLD: usize = 256;
 
 /// Takes ownership events in without waiting.
 #[derive(Debug, Clone)]
@@ -36,8 +40,16 @@ pub struct Recorder {
 
 #[derive(Debug, Default)]
 struct Shared {
-    pending: Mutex<BTreeMap<IpAddr, Pending>>,
+    queue: Mutex<Queue>,
     changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    /// Addresses in the order of their turns.
+    turns: VecDeque<IpAddr>,
+    pending: BTreeMap<IpAddr, Pending>,
+    told: VecDeque<Told>,
 }
 
 #[derive(Debug, Clone)]
@@ -53,9 +65,25 @@ enum What {
         since: Timestamp,
         cause: String,
     },
+    /// Nobody is known to hold it now.
+    Given {
+        cause: String,
+    },
     Foreign {
         mac: String,
     },
+}
+
+/// An Event on an object of ours.
+#[derive(Debug, Clone)]
+struct Told {
+    object: ObjectReference,
+    note: String,
+}
+
+enum Work {
+    Address(IpAddr, Pending),
+    Tell(Told),
 }
 
 impl Recorder {
@@ -99,7 +127,17 @@ impl Recorder {
                 interface,
             } => {
                 tracing::info!(%address, %cause, to, interface, "owns the address no longer");
-                self.shared.pending().remove(&address);
+                // Who holds it now writes that itself.
+                match to {
+                    Some(_) => self.shared.lock().forget(address),
+                    None => self.note(
+                        cluster,
+                        address,
+                        What::Given {
+                            cause: cause.to_string(),
+                        },
+                    ),
+                }
             }
             Event::Blocked {
                 address,
@@ -126,26 +164,73 @@ impl Recorder {
         }
     }
 
+    /// Tells on an object of ours that it cannot be used, and why. `name` is
+    /// the object's namespace and name.
+    pub fn invalid(&self, kind: Kind, name: &str, note: String) {
+        let Some(kind) = kind.of_ours() else { return };
+        let (namespace, name) = name.split_once('/').unwrap_or(("", name));
+        let object = ObjectReference {
+            api_version: Some("bellrock.dev/v1beta1".to_owned()),
+            kind: Some(kind.to_owned()),
+            namespace: (!namespace.is_empty()).then(|| namespace.to_owned()),
+            name: Some(name.to_owned()),
+            ..ObjectReference::default()
+        };
+        let mut queue = self.shared.lock();
+        if queue.told.len() < MOST_TOLD {
+            queue.told.push_back(Told { object, note });
+        }
+        drop(queue);
+        self.shared.changed.notify_one();
+    }
+
     fn note(&self, cluster: &Cluster, address: IpAddr, what: What) {
-        let services = cluster
-            .virtual_ips
-            .get(&address)
+        let vip = cluster.virtual_ips.get(&address);
+        let services = vip
             .map(|vip| vip.claims.iter().cloned().collect())
             .unwrap_or_default();
-        self.shared
-            .pending()
-            .insert(address, Pending { services, what });
+        self.shared.lock().push(address, Pending { services, what });
         self.shared.changed.notify_one();
     }
 }
 
 impl Shared {
-    fn pending(&self) -> MutexGuard<'_, BTreeMap<IpAddr, Pending>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn next(&self) -> Option<(IpAddr, Pending)> {
-        self.pending().pop_first()
+    fn next(&self) -> Option<Work> {
+        self.lock().next()
+    }
+
+    /// Puts back what failed, unless something newer came.
+    fn put_back(&self, address: IpAddr, pending: Pending) {
+        let mut queue = self.lock();
+        if !queue.pending.contains_key(&address) {
+            queue.push(address, pending);
+        }
+    }
+}
+
+impl Queue {
+    fn push(&mut self, address: IpAddr, pending: Pending) {
+        if self.pending.insert(address, pending).is_none() {
+            self.turns.push_back(address);
+        }
+    }
+
+    fn forget(&mut self, address: IpAddr) {
+        self.pending.remove(&address);
+        self.turns.retain(|waiting| *waiting != address);
+    }
+
+    fn next(&mut self) -> Option<Work> {
+        while let Some(address) = self.turns.pop_front() {
+            if let Some(pending) = self.pending.remove(&address) {
+                return Some(Work::Address(address, pending));
+            }
+        }
+        self.told.pop_front().map(Work::Tell)
     }
 }
 
@@ -157,11 +242,23 @@ async fn write_all(shared: Arc<Shared>, client: Client, node: String, stop: Canc
     let events = events::Recorder::new(client.clone(), reporter);
     let api: Api<VirtualIP> = Api::all(client);
     loop {
-        let Some((address, pending)) = shared.next() else {
-            tokio::select! {
+        let (address, pending) = match shared.next() {
+            Some(Work::Address(address, pending)) => (address, pending),
+            Some(Work::Tell(Told { object, note })) => {
+                publish(
+                    &events,
+                    &object,
+                    EventType::Warning,
+                    "ConfigurationRefused",
+                    note,
+                )
+                .await;
+                continue;
+            }
+            None => tokio::select! {
                 () = stop.cancelled() => return,
                 () = shared.changed.notified() => continue,
-            }
+            },
         };
         match write(&api, &node, address, &pending.what).await {
             Ok(()) => tell(&events, &node, address, &pending).await,
@@ -169,7 +266,7 @@ async fn write_all(shared: Arc<Shared>, client: Client, node: String, stop: Canc
             Err(kube::Error::Api(error)) if error.code == 404 => {}
             Err(error) => {
                 tracing::warn!(%address, %error, "cannot record the owner; trying again");
-                shared.pending().entry(address).or_insert(pending);
+                shared.put_back(address, pending);
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = tokio::time::sleep(RETRY) => {}
@@ -185,25 +282,50 @@ async fn write(
     address: IpAddr,
     what: &What,
 ) -> Result<(), kube::Error> {
-    let What::Owned {
-        epoch,
-        since,
-        cause,
-    } = what
-    else {
-        return Ok(());
-    };
     let name = bellrock_api::virtual_ip_name(address);
-    let patch = json!({
-        "apiVersion": "bellrock.dev/v1beta1",
-        "kind": "VirtualIP",
-        "metadata": { "name": name },
-        "status": { "owner": node, "epoch": epoch, "since": since.to_string(), "cause": cause },
-    });
-    let params = PatchParams::apply(FIELD_MANAGER).force();
-    api.patch_status(&name, &params, &Patch::Apply(patch))
-        .await
-        .map(drop)
+    match what {
+        What::Foreign { .. } => Ok(()),
+        What::Owned {
+            epoch,
+            since,
+            cause,
+        } => {
+            let epoch = i64::try_from(*epoch).unwrap_or(i64::MAX);
+            let since = since.to_string();
+            let patch = json!({
+                "apiVersion": "bellrock.dev/v1beta1",
+                "kind": "VirtualIP",
+                "metadata": { "name": name },
+                "status": { "owner": node, "epoch": epoch, "since": since, "cause": cause },
+            });
+            let params = PatchParams::apply(FIELD_MANAGER).force();
+            api.patch_status(&name, &params, &Patch::Apply(patch))
+                .await
+                .map(drop)
+        }
+        What::Given { cause } => {
+            let object = api.get(&name).await?;
+            let owner = object
+                .status
+                .as_ref()
+                .and_then(|status| status.owner.as_deref());
+            if owner != Some(node) {
+                return Ok(());
+            }
+            // Only if nobody wrote in between.
+            let patch = json!({
+                "metadata": { "resourceVersion": object.resource_version() },
+                "status": { "owner": null, "since": null, "cause": cause },
+            });
+            let params = PatchParams {
+                field_manager: Some(FIELD_MANAGER.to_owned()),
+                ..PatchParams::default()
+            };
+            api.patch_status(&name, &params, &Patch::Merge(patch))
+                .await
+                .map(drop)
+        }
+    }
 }
 
 async fn tell(events: &events::Recorder, node: &str, address: IpAddr, pending: &Pending) {
@@ -213,12 +335,36 @@ async fn tell(events: &events::Recorder, node: &str, address: IpAddr, pending: &
             "AddressOwned",
             format!("node {node} answers for {address} on the segment: {cause}"),
         ),
+        What::Given { cause } => (
+            EventType::Normal,
+            "AddressReleased",
+            format!("node {node} answers for {address} no longer: {cause}"),
+        ),
         What::Foreign { mac } => (
             EventType::Warning,
             bellrock_api::AnnouncementReason::HeldByForeignHost.as_str(),
             format!("node {node}: {mac} answers for {address} and is no speaker of ours"),
         ),
     };
+    for service in &pending.services {
+        let object = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Service".to_owned()),
+            namespace: Some(service.namespace.clone()),
+            name: Some(service.name.clone()),
+            ..ObjectReference::default()
+        };
+        publish(events, &object, type_, reason, note.clone()).await;
+    }
+}
+
+async fn publish(
+    events: &events::Recorder,
+    object: &ObjectReference,
+    type_: EventType,
+    reason: &str,
+    note: String,
+) {
     let event = events::Event {
         type_,
         reason: reason.to_owned(),
@@ -226,16 +372,65 @@ async fn tell(events: &events::Recorder, node: &str, address: IpAddr, pending: &
         action: "Announce".to_owned(),
         secondary: None,
     };
-    for service in &pending.services {
-        let reference = ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Service".to_owned()),
-            namespace: Some(service.namespace.clone()),
-            name: Some(service.name.clone()),
-            ..ObjectReference::default()
+    if let Err(error) = events.publish(&event, object).await {
+        tracing::debug!(%error, "event not published");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pending(epoch: u64) -> Pending {
+        let what = What::Owned {
+            epoch,
+            since: Timestamp::UNIX_EPOCH,
+            cause: String::new(),
         };
-        if let Err(error) = events.publish(&event, &reference).await {
-            tracing::debug!(%error, "event not published");
+        Pending {
+            services: Vec::new(),
+            what,
         }
+    }
+
+    fn next(shared: &Shared) -> Option<(String, u64)> {
+        match shared.next()? {
+            Work::Address(
+                address,
+                Pending {
+                    what: What::Owned { epoch, .. },
+                    ..
+                },
+            ) => Some((address.to_string(), epoch)),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_write_that_fails_waits_its_turn_and_newer_news_replace_it() {
+        let shared = Shared::default();
+        let (a, b) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+        shared.lock().push(a, pending(1));
+        shared.lock().push(b, pending(1));
+        assert_eq!(next(&shared), Some(("192.0.2.1".into(), 1)));
+        shared.put_back(a, pending(1));
+        assert_eq!(
+            next(&shared),
+            Some(("192.0.2.2".into(), 1)),
+            "the other has its turn"
+        );
+        shared.lock().push(a, pending(2));
+        assert_eq!(
+            next(&shared),
+            Some(("192.0.2.1".into(), 2)),
+            "once, and the newest"
+        );
+        assert_eq!(next(&shared), None);
+        shared.lock().push(a, pending(3));
+        shared.put_back(a, pending(2));
+        assert_eq!(next(&shared), Some(("192.0.2.1".into(), 3)));
+        shared.lock().push(b, pending(4));
+        shared.lock().forget(b);
+        assert_eq!(next(&shared), None);
     }
 }

@@ -7,6 +7,7 @@ use bellrock_api::reason::AnnouncementReason as Reason;
 use bellrock_api::speaker_status as api;
 use bellrock_arp::State;
 use bellrock_bgp::PeerStatus;
+use bellrock_bgp::message::Family;
 use bellrock_forward::ServiceKey;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -83,13 +84,22 @@ impl View {
         }
         match verdict.way {
             Way::Bgp => {
-                let up = |peer: &String| {
-                    let session = self.sessions.get(peer);
-                    session
-                        .is_some_and(|(_, status)| status.state == bellrock_bgp::State::Established)
+                let up = || {
+                    let sessions = verdict.peers.iter().filter_map(|p| self.sessions.get(p));
+                    sessions
+                        .map(|(_, status)| status)
+                        .filter(|status| status.state == bellrock_bgp::State::Established)
                 };
-                if verdict.peers.iter().any(up) {
+                let family = verdict.address.map(Family::of);
+                let carries =
+                    |status: &PeerStatus| family.is_some_and(|f| status.families.contains(&f));
+                let refused = |peer: &String| self.unusable_peers.contains_key(peer);
+                if up().any(carries) {
                     Reason::Announced
+                } else if !verdict.peers.is_empty() && verdict.peers.iter().all(refused) {
+                    Reason::PeerInvalid
+                } else if up().next().is_some() {
+                    Reason::FamilyUnsupported
                 } else {
                     Reason::SessionDown
                 }
@@ -132,20 +142,31 @@ impl View {
                 epoch: i64::try_from(state.epoch).unwrap_or(i64::MAX),
             });
         (status.addresses, status.addresses_omitted) = first(addresses, api::MAX_ADDRESSES);
-        let refusals = self.verdicts.iter().filter_map(|(key, verdict)| {
-            let reason = self.reason(verdict);
-            let plain = matches!(reason, Reason::Announced | Reason::Standby);
-            (!plain).then(|| api::Refusal {
-                namespace: key.namespace.clone(),
-                name: key.name.clone(),
-                address: verdict.address.map(|address| address.to_string()),
-                protocol: match verdict.way {
-                    Way::L2 => api::RefusalProtocol::L2,
-                    Way::Bgp => api::RefusalProtocol::Bgp,
-                },
-                reason: reason.as_str().to_owned(),
-                message: bounded(&self.message(key, verdict, reason)),
+        // First what only this speaker knows: it must not be crowded out by
+        // what anybody can work out from the objects.
+        let refusals = self
+            .verdicts
+            .iter()
+            .map(|(key, verdict)| (key, verdict, self.reason(verdict)));
+        let (mut own, plain): (Vec<_>, Vec<_>) = refusals
+            .filter(|(_, _, reason)| {
+                !matches!(
+                    reason,
+                    Reason::Announced | Reason::Standby | Reason::NoAdvertisement
+                )
             })
+            .partition(|(_, _, reason)| only_here(*reason));
+        own.extend(plain);
+        let refusals = own.into_iter().map(|(key, verdict, reason)| api::Refusal {
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+            address: verdict.address.map(|address| address.to_string()),
+            protocol: match verdict.way {
+                Way::L2 => api::RefusalProtocol::L2,
+                Way::Bgp => api::RefusalProtocol::Bgp,
+            },
+            reason: reason.as_str().to_owned(),
+            message: bounded(&self.message(key, verdict, reason)),
         });
         (status.refusals, status.refusals_omitted) = first(refusals, api::MAX_REFUSALS);
         status
@@ -160,6 +181,12 @@ impl View {
                 .and_then(|address| self.segment.addresses.get(&address)?.foreign)
                 .map(|mac| format!("{mac} answers for it"))
                 .unwrap_or_default(),
+            Reason::PeerInvalid => verdict
+                .peers
+                .iter()
+                .filter_map(|peer| Some(format!("{peer}: {}", self.unusable_peers.get(peer)?)))
+                .collect::<Vec<_>>()
+                .join("; "),
             Reason::SessionDown => self
                 .sessions
                 .iter()
@@ -173,7 +200,7 @@ impl View {
                 })
                 .collect::<Vec<_>>()
                 .join("; "),
-            _ => String::new(),
+            _ => verdict.detail.clone().unwrap_or_default(),
         }
     }
 
@@ -234,6 +261,21 @@ impl View {
             message: (!message.is_empty()).then(|| bounded(&message)),
         }
     }
+}
+
+/// Reasons that come from the node itself, not from the objects in the API.
+pub fn only_here(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::ForwardingNotReady
+            | Reason::ForwardingRefused
+            | Reason::NoInterface
+            | Reason::HeldByForeignHost
+            | Reason::Verifying
+            | Reason::SessionDown
+            | Reason::PeerInvalid
+            | Reason::AddressTaken
+    )
 }
 
 fn first<T>(items: impl Iterator<Item = T>, limit: usize) -> (Vec<T>, u32) {

@@ -1,0 +1,298 @@
+//! From BGPPeer and BGPAdvertisement to the wire: API objects in, FRR's view
+//! out.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "tests may panic"
+)]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::ensure;
+use bellrock_bgp::{Password, State};
+use bellrock_e2e::frr::Frr;
+use bellrock_e2e::netns::{Netns, as_root, veth, wait_for};
+use bellrock_forward::ServiceKey;
+use bellrock_speaker::apply::bgp::Bgp;
+use bellrock_speaker::cluster::{Change, Cluster, Dirty};
+use bellrock_speaker::convert;
+use bellrock_speaker::plan::{ServicePlan, Settings, plan_service};
+use bellrock_speaker::watch::Parsed;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+
+const LONG: Duration = Duration::from_secs(60);
+const ME: &str = "n1";
+
+fn parsed<K: DeserializeOwned>(object: Value, parse: fn(&K) -> Parsed) -> Change {
+    match parse(&serde_json::from_value(object).unwrap()) {
+        Parsed::Change(change) => change,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn ours(kind: &str, name: &str, spec: &Value) -> Value {
+    json!({
+        "apiVersion": "bellrock.dev/v1beta1", "kind": kind,
+        "metadata": { "name": name, "namespace": "bellrock-system" }, "spec": spec,
+    })
+}
+
+/// A node with its sessions, a router, and what the API server says.
+struct World {
+    runtime: Runtime,
+    router: Netns,
+    frr: Frr,
+    cluster: Cluster,
+    bgp: Bgp,
+    plan: ServicePlan,
+    _node: Netns,
+}
+
+impl World {
+    fn new(frr: &str) -> Self {
+        let (node, router) = (Netns::new("node").unwrap(), Netns::new("router").unwrap());
+        veth(&node, "eth0", &router, "eth0").unwrap();
+        for (ns, n) in [(&node, 10), (&router, 1)] {
+            ns.sh(&format!(
+                "ip addr add 192.0.2.{n}/24 dev eth0; ip addr add 2001:db8::{n}/64 dev eth0 nodad"
+            ))
+            .unwrap();
+        }
+        let build = || {
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()
+                .unwrap()
+        };
+        let mut world = Self {
+            runtime: node.run(build).unwrap(),
+            frr: Frr::start(&router, frr).unwrap(),
+            router,
+            cluster: Cluster::default(),
+            bgp: Bgp::default(),
+            plan: ServicePlan::default(),
+            _node: node,
+        };
+        let addresses = ["192.0.2.10", "2001:db8::10"]
+            .map(|address| json!({ "type": "InternalIP", "address": address }));
+        let node = json!({
+            "metadata": { "name": ME }, "status": { "addresses": addresses },
+        });
+        world.apply(parsed(node, convert::node));
+        let service = json!({
+            "metadata": { "name": "web", "namespace": "default" },
+            "spec": {
+                "type": "LoadBalancer", "externalTrafficPolicy": "Local",
+                "ports": [{ "port": 80, "protocol": "TCP" }],
+            },
+        });
+        world.apply(parsed(service, convert::service));
+        for (name, kind, endpoints) in [
+            ("web-4", "IPv4", vec!["10.244.1.5", "10.244.1.6"]),
+            ("web-6", "IPv6", vec!["2001:db8:1::5"]),
+        ] {
+            let endpoints: Vec<_> = endpoints
+                .into_iter()
+                .map(|address| json!({ "addresses": [address], "nodeName": ME }))
+                .collect();
+            let slice = json!({
+                "metadata": {
+                    "name": name, "namespace": "default",
+                    "labels": { "kubernetes.io/service-name": "web" },
+                },
+                "addressType": kind, "endpoints": endpoints,
+                "ports": [{ "name": "", "port": 8080, "protocol": "TCP" }],
+            });
+            world.apply(parsed(slice, convert::slice));
+        }
+        for (name, address) in [
+            ("198.51.100.1", "198.51.100.1"),
+            ("2001-0db8-0005-0000-0000-0000-0000-0001", "2001:db8:5::1"),
+        ] {
+            let claim = json!({ "namespace": "default", "name": "web", "uid": "1" });
+            let spec = json!({ "address": address, "claims": [claim] });
+            world.apply(parsed(ours("VirtualIP", name, &spec), convert::virtual_ip));
+        }
+        world
+    }
+
+    fn apply(&mut self, change: Change) {
+        self.cluster.apply(change, ME, &mut Dirty::default());
+    }
+
+    fn peer(&mut self, name: &str, spec: &Value) {
+        let mut all = json!({ "myASN": 64512, "peerASN": 64513, "connectTime": "1s" });
+        let fields = all.as_object_mut().unwrap();
+        fields.extend(spec.as_object().unwrap().clone());
+        self.apply(parsed(ours("BGPPeer", name, &all), convert::bgp_peer));
+    }
+
+    fn advertise(&mut self, name: &str, spec: &Value) {
+        let object = ours("BGPAdvertisement", name, spec);
+        self.apply(parsed(object, convert::bgp_advertisement));
+    }
+
+    /// What the speaker does after changes.
+    fn turn(&mut self) {
+        let key = ServiceKey {
+            namespace: "default".into(),
+            name: "web".into(),
+        };
+        let plan = plan_service(&self.cluster, ME, &key, &Settings::default(), false);
+        self.bgp.set(&key, &self.plan.routes, &plan.routes);
+        self.plan = plan;
+        self.runtime.block_on(async {
+            self.bgp.set_peers(&self.cluster, ME).await;
+            self.bgp.flush().await;
+        });
+    }
+
+    fn opens(&self) -> BTreeMap<String, u64> {
+        let all = self.bgp.status().into_iter();
+        all.map(|(name, (_, status))| (name, status.messages_sent.open))
+            .collect()
+    }
+
+    fn wait_established(&self, name: &str) {
+        wait_for("the session", LONG, || {
+            let status = self.bgp.status();
+            let state = status.get(name).map(|(_, status)| status.state);
+            ensure!(state == Some(State::Established), "{status:?}");
+            Ok(())
+        });
+    }
+
+    fn wait_kernel(&self, wanted: &[&str]) {
+        wait_for("the routes in the router's kernel", LONG, || {
+            let router = &self.router;
+            let text = router.sh("ip -o route show proto bgp; ip -o -6 route show proto bgp")?;
+            let have: Vec<_> = text
+                .lines()
+                .filter_map(|line| line.split_whitespace().next())
+                .collect();
+            ensure!(have == wanted, "{text}");
+            Ok(())
+        });
+    }
+
+    fn says(&self, command: &str) -> String {
+        self.frr.vtysh(command).unwrap()
+    }
+}
+
+fn frr(six: &str, four: &str) -> String {
+    format!(
+        "router bgp 64513\n bgp router-id 192.0.2.1\n no bgp ebgp-requires-policy\n \
+         neighbor 2001:db8::10 remote-as 64512\n neighbor 2001:db8::10 passive\n \
+         neighbor 192.0.2.10 remote-as {four}\n neighbor 192.0.2.10 passive\n {six}\
+         address-family ipv4 unicast\n  no neighbor 2001:db8::10 activate\n  \
+         exit-address-family\n address-family ipv6 unicast\n  \
+         neighbor 2001:db8::10 activate\n  neighbor 192.0.2.10 activate\n \
+         exit-address-family\nexit\n"
+    )
+}
+
+#[test]
+fn a_password_from_a_secret_guards_an_ipv6_session_and_may_change() {
+    if !as_root() {
+        return;
+    }
+    let password = "neighbor 2001:db8::10 password first\n ";
+    let mut world = World::new(&frr(password, "64512"));
+    world.advertise("all", &json!({ "aggregationLengthV6": 64 }));
+    let secret = json!({ "peerAddress": "2001:db8::1", "passwordSecret": { "name": "tor" } });
+    world.peer("six", &secret);
+    world.peer("four", &json!({ "peerAddress": "192.0.2.1" }));
+    world.turn();
+    world.wait_kernel(&["198.51.100.1"]);
+    assert!(
+        !world.bgp.status().contains_key("six"),
+        "no session without"
+    );
+
+    let missing = "there is no such Secret".to_owned();
+    world.apply(Change::Password("tor".into(), Err(missing)));
+    world.turn();
+    let refused = world.bgp.refused()["six"].clone();
+    assert_eq!(refused, "Secret tor: there is no such Secret");
+
+    world.apply(Change::Password("tor".into(), Ok(Password::new("first"))));
+    world.turn();
+    world.wait_established("six");
+    world.wait_kernel(&["198.51.100.1", "2001:db8:5::/64"]);
+    assert!(world.bgp.refused().is_empty());
+
+    // The password changes on both sides; the other session does not notice.
+    let four = world.opens()["four"];
+    let line = "router bgp 64513\n neighbor 2001:db8::10 password second\nexit\n";
+    world.frr.apply(line).unwrap();
+    world.apply(Change::Password("tor".into(), Ok(Password::new("second"))));
+    world.turn();
+    world.wait_established("six");
+    world.wait_kernel(&["198.51.100.1", "2001:db8:5::/64"]);
+    assert_eq!(world.opens()["four"], four);
+    world.wait_established("four");
+
+    // A Secret that goes leaves the last password in force, and is told.
+    let six = world.opens()["six"];
+    let gone = "it is gone".to_owned();
+    world.apply(Change::Password("tor".into(), Err(gone)));
+    world.turn();
+    assert!(world.bgp.refused()["six"].contains("it is gone"));
+    assert_eq!(world.opens()["six"], six);
+}
+
+#[test]
+fn policy_and_another_as_reach_the_router_and_a_change_of_it_is_only_a_difference() {
+    if !as_root() {
+        return;
+    }
+    let mut world = World::new(&frr("", "65000"));
+    let peer = json!({
+        "peerAddress": "192.0.2.1", "localASN": 65000, "dualStackAddressFamily": true,
+    });
+    world.peer("four", &peer);
+    let policy = json!({
+        "communities": ["64512:7", "large:64512:8:9", "rt:64512:10"],
+        "asPathPrepend": 1, "weightByEndpoints": true,
+    });
+    world.advertise("policy", &policy);
+    world.turn();
+    world.wait_kernel(&["198.51.100.1", "2001:db8:5::1"]);
+    let said = world.says("show bgp ipv4 unicast 198.51.100.1/32");
+    for words in [
+        "65000 65000",
+        "Community: 64512:7",
+        "Large Community: 64512:8:9",
+        "RT:64512:10",
+        "LB:65000:250000",
+    ] {
+        assert!(said.contains(words), "{words} in {said}");
+    }
+    let said = world.says("show bgp ipv6 unicast 2001:db8:5::1/128");
+    assert!(said.contains("2001:db8::10 from 192.0.2.10"), "{said}");
+    assert!(said.contains("LB:65000:125000"), "one endpoint: {said}");
+
+    let before = world.bgp.status()["four"].1.clone();
+    world.advertise("policy", &json!({ "communities": ["64512:8"] }));
+    world.turn();
+    wait_for("the new community", LONG, || {
+        let said = world.says("show bgp ipv4 unicast 198.51.100.1/32");
+        ensure!(said.contains("Community: 64512:8\n"), "{said}");
+        Ok(())
+    });
+    let after = world.bgp.status()["four"].1.clone();
+    assert_eq!(after.messages_sent.open, before.messages_sent.open);
+    let updates = after.messages_sent.update - before.messages_sent.update;
+    assert!(updates <= 2, "one for each family, not {updates}");
+
+    // Two that disagree: the route goes, with a reason.
+    world.advertise("policy", &json!({ "localPref": 100 }));
+    world.advertise("other", &json!({ "localPref": 200 }));
+    world.turn();
+    world.wait_kernel(&[]);
+}
