@@ -383,3 +383,54 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
         .spawn(work)
         .map_err(Error::Start)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_that_cannot_work_is_refused_with_the_reason() {
+        let good = || Config::new("node", "cluster", b"0123456789abcdef".to_vec());
+        good().check().unwrap();
+        type Change = fn(&mut Config);
+        let cases: [(Change, &str); 6] = [
+            (
+                |c| c.node.clear(),
+                "node name has 0 bytes, must have 1 to 253",
+            ),
+            (
+                |c| c.node = "n".repeat(254),
+                "node name has 254 bytes, must have 1 to 253",
+            ),
+            (
+                |c| c.key.truncate(15),
+                "key has 15 bytes, must have at least 16",
+            ),
+            (
+                |c| c.ethertype = 0x0800,
+                "ethertype 0x0800 cannot be used for own frames",
+            ),
+            (
+                |c| c.ethertype = 1500,
+                "ethertype 0x05dc cannot be used for own frames",
+            ),
+            (
+                |c| c.timers.probes = 0,
+                "timer probes is 0, must be from 1 to 10",
+            ),
+        ];
+        for (change, expected) in cases {
+            let mut config = good();
+            change(&mut config);
+            assert_eq!(config.check().unwrap_err().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn the_key_does_not_show_in_debug_output() {
+        let config = Config::new("node", "cluster", b"sixteen secret b".to_vec());
+        let bytes = format!("{:?}", config.key);
+        let said = format!("{config:?}");
+        assert!(!said.contains("secret") && !said.contains(&bytes), "{said}");
+    }
+}

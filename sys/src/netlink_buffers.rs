@@ -34,7 +34,9 @@ pub fn grow_receive_buffer(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<u
 
 fn set(socket: BorrowedFd<'_>, option: libc::c_int, bytes: usize) -> io::Result<()> {
     // The kernel doubles the value in an int.
-    let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX).min(libc::c_int::MAX / 2);
+    let value = libc::c_int::try_from(bytes)
+        .unwrap_or(libc::c_int::MAX)
+        .min(libc::c_int::MAX / 2);
     let length = libc::socklen_t::try_from(size_of_val(&value)).map_err(io::Error::other)?;
     // SAFETY: `value` outlives the call and `length` is its size.
     let result = unsafe {
@@ -46,7 +48,11 @@ fn set(socket: BorrowedFd<'_>, option: libc::c_int, bytes: usize) -> io::Result<
             length,
         )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 fn get(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<usize> {
@@ -81,8 +87,15 @@ mod tests {
             .and_then(|text| text.trim().parse().ok())
             .unwrap_or(212_992);
         let forced = super::set(socket.as_fd(), libc::SO_SNDBUFFORCE, 64 << 20).is_ok();
-        let expected = if forced { 128 << 20 } else { limit.min(64 << 20) * 2 };
-        assert_eq!(super::grow_send_buffer(socket.as_fd(), 64 << 20).unwrap(), expected);
+        let expected = if forced {
+            128 << 20
+        } else {
+            limit.min(64 << 20) * 2
+        };
+        assert_eq!(
+            super::grow_send_buffer(socket.as_fd(), 64 << 20).unwrap(),
+            expected
+        );
         let received = super::grow_receive_buffer(socket.as_fd(), 64 << 20).unwrap();
         assert!(!forced || received == 128 << 20, "{received}");
     }

@@ -327,3 +327,90 @@ impl Peers {
             .collect();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: MacAddr = MacAddr(2, 0, 0, 0, 0, 1);
+
+    fn at(ms: u64) -> Instant {
+        Instant::from_start(Duration::from_millis(ms))
+    }
+
+    fn heard(peers: &mut Peers, stamp: (u64, u64), now: Instant) -> Result<Heard, Refused> {
+        let heard = peers.hear(A, "a", stamp, now);
+        if heard.is_ok() {
+            peers.revive(A, false);
+        }
+        heard
+    }
+
+    #[test]
+    fn silence_needs_both_the_dead_time_and_the_executed_rounds() {
+        let timers = Timers::default();
+        let mut peers = Peers::default();
+        heard(&mut peers, (1, 1), at(0)).unwrap();
+        // Two rounds in a second: this node was slow, not the peer silent.
+        for ms in [500, 1_000] {
+            peers.round(at(ms));
+            assert!(peers.silent(&timers, at(ms)).is_empty());
+            assert_eq!(peers.next_silent(&timers), None);
+        }
+        peers.round(at(1_000));
+        assert_eq!(peers.silent(&timers, at(1_000)), [A]);
+
+        // Three rounds, but the margin is not over.
+        heard(&mut peers, (1, 2), at(2_000)).unwrap();
+        for ms in [2_100, 2_200, 2_300] {
+            peers.round(at(ms));
+        }
+        assert!(peers.silent(&timers, at(2_319)).is_empty());
+        assert_eq!(peers.next_silent(&timers), Some(at(2_320)));
+        assert_eq!(peers.silent(&timers, at(2_320)), [A]);
+        peers.pardon(at(2_320));
+        assert!(peers.silent(&timers, at(9_000)).is_empty());
+    }
+
+    #[test]
+    fn only_newer_frames_are_believed_until_the_peer_is_silent() {
+        let mut peers = Peers::default();
+        let cases = [
+            ((5, 1), Ok(Heard::New)),
+            ((5, 2), Ok(Heard::Known)),
+            ((5, 2), Err(Refused::Replay)),
+            ((5, 1), Err(Refused::Replay)),
+            ((4, 9), Err(Refused::Replay)),
+            ((6, 1), Ok(Heard::Restarted)),
+            ((5, 3), Err(Refused::Replay)),
+        ];
+        for (stamp, expected) in cases {
+            assert_eq!(heard(&mut peers, stamp, at(1)), expected, "{stamp:?}");
+        }
+        peers.bury(A);
+        assert_eq!(heard(&mut peers, (6, 1), at(2)), Err(Refused::Replay));
+        assert_eq!(
+            heard(&mut peers, (3, 1), at(2)),
+            Ok(Heard::Restarted),
+            "its clock went back"
+        );
+    }
+
+    #[test]
+    fn a_lists_digest_depends_on_what_is_in_it_alone() {
+        let (x, y): (IpAddr, IpAddr) = ([10, 0, 0, 1].into(), [10, 0, 0, 2].into());
+        let mut one = Holdings::default();
+        assert_eq!(one.summary(), (0, 0));
+        one.insert(x, 1);
+        one.insert(y, 2);
+        let mut other = Holdings::default();
+        other.insert(y, 9);
+        other.insert(y, 2);
+        other.insert(x, 1);
+        assert_eq!(one.summary(), other.summary());
+        other.insert(x, 3);
+        assert_ne!(one.summary(), other.summary());
+        assert!(other.remove(x) && other.remove(y) && !other.remove(y));
+        assert_eq!(other.summary(), (0, 0));
+    }
+}
