@@ -7,13 +7,15 @@ use anyhow::{Context, Result};
 use bellrock_api::{
     BGPAdvertisement, BGPPeer, Community, IPAddressPool, L2Advertisement, SpeakerStatus, VirtualIP,
 };
-use bellrock_speaker::cluster::{Cluster, Dirty};
+use bellrock_speaker::cluster::{Change, Cluster, Dirty};
 use bellrock_speaker::convert;
 use bellrock_speaker::watch::Parsed;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::ListParams;
-use kube::{Api, Client, Resource, ResourceExt};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{ApiResource, DynamicObject, ListParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -25,6 +27,12 @@ pub(crate) struct Source {
     /// kubectl get -A -o yaml svc,endpointslices,nodes,virtualips,ipaddresspools,l2advertisements,bgpadvertisements,bgppeers,communities,speakerstatuses
     #[arg(short, long, value_name = "FILE")]
     pub(crate) filename: Option<PathBuf>,
+    /// Kubeconfig to use, instead of $KUBECONFIG or the one in the home folder
+    #[arg(long, value_name = "FILE", conflicts_with = "filename")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig to use, instead of its current one
+    #[arg(long, value_name = "NAME", conflicts_with = "filename")]
+    pub(crate) context: Option<String>,
     /// Namespace that Bellrock runs in
     #[arg(long, env = "BELLROCK_NAMESPACE", default_value = "bellrock-system")]
     pub(crate) bellrock_namespace: String,
@@ -43,6 +51,11 @@ pub(crate) struct Dump {
     pub(crate) peers: Vec<BGPPeer>,
     pub(crate) communities: Vec<Community>,
     pub(crate) speakers: Vec<SpeakerStatus>,
+    /// Objects that do not parse, and why.
+    pub(crate) unreadable: Vec<String>,
+    /// The moment that the objects are of, in seconds since 1970: now, or the
+    /// newest time in the dump.
+    pub(crate) moment: i64,
 }
 
 impl Source {
@@ -55,22 +68,55 @@ impl Source {
     }
 
     async fn from_cluster(&self) -> Result<Dump> {
-        let client = Client::try_default()
+        let client = self
+            .client()
             .await
             .context("find a cluster (is KUBECONFIG set?)")?;
-        let namespace = &self.bellrock_namespace;
-        Ok(Dump {
+        let mut dump = Dump {
             services: all(&client).await?,
             slices: all(&client).await?,
             nodes: all(&client).await?,
-            virtual_ips: all(&client).await?,
-            pools: ours(&client, namespace).await?,
-            l2_advertisements: ours(&client, namespace).await?,
-            bgp_advertisements: ours(&client, namespace).await?,
-            peers: ours(&client, namespace).await?,
-            communities: ours(&client, namespace).await?,
-            speakers: all(&client).await?,
-        })
+            moment: Timestamp::now().as_second(),
+            ..Dump::default()
+        };
+        let namespace = Some(self.bellrock_namespace.as_str());
+        for (resource, namespace) in [
+            (ApiResource::erase::<VirtualIP>(&()), None),
+            (ApiResource::erase::<SpeakerStatus>(&()), None),
+            (ApiResource::erase::<IPAddressPool>(&()), namespace),
+            (ApiResource::erase::<L2Advertisement>(&()), namespace),
+            (ApiResource::erase::<BGPAdvertisement>(&()), namespace),
+            (ApiResource::erase::<BGPPeer>(&()), namespace),
+            (ApiResource::erase::<Community>(&()), namespace),
+        ] {
+            let api: Api<DynamicObject> = match namespace {
+                Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+                None => Api::all_with(client.clone(), &resource),
+            };
+            for object in list(api, &resource.kind).await? {
+                let mut value = serde_json::to_value(object)?;
+                if let Some(object) = value.as_object_mut() {
+                    object.insert("kind".to_owned(), Value::String(resource.kind.clone()));
+                }
+                self.take(value, &mut dump);
+            }
+        }
+        Ok(dump)
+    }
+
+    async fn client(&self) -> Result<Client> {
+        let options = KubeConfigOptions {
+            context: self.context.clone(),
+            ..Default::default()
+        };
+        let config = match (&self.kubeconfig, &self.context) {
+            (None, None) => return Ok(Client::try_default().await?),
+            (Some(path), _) => {
+                Config::from_custom_kubeconfig(Kubeconfig::read_from(path)?, &options).await?
+            }
+            (None, Some(_)) => Config::from_kubeconfig(&options).await?,
+        };
+        Ok(Client::try_from(config)?)
     }
 
     fn from_file(&self, path: &Path) -> Result<Dump> {
@@ -91,12 +137,14 @@ impl Source {
             serde_saphyr::from_multiple(text).context("not YAML or JSON")?;
         let mut dump = Dump::default();
         for document in documents {
-            self.take(document, &mut dump)?;
+            self.take(document, &mut dump);
         }
+        let renewed = dump.speakers.iter().filter_map(renewed);
+        dump.moment = renewed.max().unwrap_or_default();
         Ok(dump)
     }
 
-    fn take(&self, document: Value, dump: &mut Dump) -> Result<()> {
+    fn take(&self, document: Value, dump: &mut Dump) {
         let kind = document
             .get("kind")
             .and_then(Value::as_str)
@@ -112,11 +160,17 @@ impl Source {
                         .entry("kind")
                         .or_insert_with(|| Value::String(of_list.to_owned()));
                 }
-                self.take(item, dump)?;
+                self.take(item, dump);
             }
-            return Ok(());
+            return;
         }
-        match kind.as_str() {
+        if let Err(error) = self.sort(&kind, document, dump) {
+            dump.unreadable.push(format!("{error:#}"));
+        }
+    }
+
+    fn sort(&self, kind: &str, document: Value, dump: &mut Dump) -> Result<()> {
+        match kind {
             "Service" => dump.services.push(object(document)?),
             "EndpointSlice" => dump.slices.push(object(document)?),
             "Node" => dump.nodes.push(object(document)?),
@@ -147,7 +201,7 @@ impl Dump {
     /// they refuse.
     pub(crate) fn cluster(&self) -> (Cluster, Vec<String>) {
         let mut cluster = Cluster::default();
-        let mut invalid = Vec::new();
+        let mut invalid = self.unreadable.clone();
         let mut take = |name: String, parsed: Parsed| match parsed {
             Parsed::Change(change) => cluster.apply(change, "", &mut Dirty::default()),
             Parsed::Ignored => {}
@@ -165,14 +219,23 @@ impl Dump {
             "EndpointSlice" slices slice,
             "Node" nodes node,
             "VirtualIP" virtual_ips virtual_ip,
-            "IPAddressPool" pools pool,
             "L2Advertisement" l2_advertisements l2_advertisement,
             "BGPAdvertisement" bgp_advertisements bgp_advertisement,
             "BGPPeer" peers bgp_peer,
             "Community" communities communities,
         }
+        for pool in &self.pools {
+            let labels = pool.labels().clone();
+            let change = Change::Pool(pool.name_any(), Some(labels));
+            cluster.apply(change, "", &mut Dirty::default());
+        }
         (cluster, invalid)
     }
+}
+
+/// When a speaker wrote its status last, in seconds since 1970.
+pub(crate) fn renewed(speaker: &SpeakerStatus) -> Option<i64> {
+    Some(speaker.status.as_ref()?.renewed.as_ref()?.0.as_second())
 }
 
 fn object<K: DeserializeOwned>(document: Value) -> Result<K> {
@@ -192,24 +255,13 @@ async fn all<K>(client: &Client) -> Result<Vec<K>>
 where
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
 {
-    list(Api::all(client.clone())).await
+    list(Api::all(client.clone()), &K::kind(&())).await
 }
 
-async fn ours<K>(client: &Client, namespace: &str) -> Result<Vec<K>>
+async fn list<K>(api: Api<K>, kind: &str) -> Result<Vec<K>>
 where
-    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>
-        + Clone
-        + DeserializeOwned
-        + std::fmt::Debug,
+    K: Clone + DeserializeOwned + std::fmt::Debug,
 {
-    list(Api::namespaced(client.clone(), namespace)).await
-}
-
-async fn list<K>(api: Api<K>) -> Result<Vec<K>>
-where
-    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
-{
-    let kind = K::kind(&()).into_owned();
     match api.list(&ListParams::default()).await {
         Ok(list) => Ok(list.items),
         Err(kube::Error::Api(error)) if error.code == 404 => {

@@ -1,7 +1,6 @@
 //! The `bellrock` program: `bellrock controller` and `bellrock speaker` are
 //! the two processes of a cluster, the other commands are for people.
 //! Installed as `kubectl-bellrock` it answers to `kubectl bellrock` too.
-#![allow(clippy::print_stdout, reason = "a command line prints its answer")]
 
 mod dump;
 mod status;
@@ -28,7 +27,7 @@ struct Cli {
 struct Log {
     /// What to log: a level (error, warn, info, debug, trace) or a list such
     /// as info,bellrock_bgp=debug [controller and speaker: info; else: warn]
-    #[arg(long, global = true, env = "BELLROCK_LOG", value_name = "FILTER")]
+    #[arg(long, global = true, env = "BELLROCK_LOG", value_name = "FILTER", value_parser = filter)]
     log: Option<String>,
     /// How to log
     #[arg(
@@ -38,6 +37,11 @@ struct Log {
         default_value = "text"
     )]
     log_format: LogFormat,
+}
+
+fn filter(text: &str) -> Result<String, String> {
+    EnvFilter::try_new(text).map_err(|_| "not a level or a list of them")?;
+    Ok(text.to_owned())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -92,9 +96,10 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Status(args) => return status::run(&args).await,
         Command::Why(args) => return why::run(&args).await,
         Command::Crds => {
-            for (_, yaml) in bellrock_api::crd_yaml() {
-                print!("---\n{yaml}");
-            }
+            let all = bellrock_api::crd_yaml()
+                .into_iter()
+                .map(|(_, yaml)| format!("---\n{yaml}"));
+            table::say(&all.collect::<String>())?;
         }
     }
     Ok(ExitCode::SUCCESS)

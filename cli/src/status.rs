@@ -7,8 +7,8 @@ use bellrock_api::{AddressState, SessionState};
 use kube::ResourceExt;
 use serde::Serialize;
 
-use crate::dump::{Dump, Source};
-use crate::table::{Output, print_value, table, text};
+use crate::dump::{Dump, Source, renewed};
+use crate::table::{Output, say, table, text, value};
 
 /// Options of `bellrock status`.
 #[derive(Debug, clap::Args)]
@@ -33,8 +33,11 @@ struct Status {
 #[serde(rename_all = "camelCase")]
 struct NodeStatus {
     node: String,
-    /// Absent: no speaker has reported from this node.
+    /// Its version. Absent: no speaker has reported from this node.
     speaker: Option<String>,
+    /// Seconds since it reported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reported: Option<i64>,
     forwarding: String,
     services: u32,
     addresses_owned: usize,
@@ -60,6 +63,9 @@ struct Pool {
     addresses: Vec<String>,
     assigned: i64,
     available: i64,
+    /// Why it is not in force as written, if so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refused: Option<String>,
 }
 
 #[derive(Debug, Serialize, PartialEq, Eq)]
@@ -74,8 +80,9 @@ struct Pending {
 pub(crate) async fn run(args: &Args) -> Result<ExitCode> {
     let dump = args.source.load().await?;
     let status = summarize(&dump);
-    if !print_value(args.output, &status)? {
-        print!("{}", render(&status));
+    match value(args.output, &status)? {
+        Some(text) => say(&text)?,
+        None => say(&render(&status))?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -99,12 +106,16 @@ fn node_status(dump: &Dump, node: String) -> NodeStatus {
         .iter()
         .find(|speaker| speaker.name_any() == node);
     let status = speaker.and_then(|speaker| speaker.status.clone());
+    let reported = speaker
+        .and_then(renewed)
+        .map(|at| dump.moment.saturating_sub(at).max(0));
     let version = status.as_ref().map(|status| status.version.clone());
     let status = status.unwrap_or_default();
     let forwarding = status.forwarding.unwrap_or_default();
     let configuration = status.configuration.unwrap_or_default();
     NodeStatus {
         node,
+        reported,
         forwarding: match (&version, forwarding.ready) {
             (None, _) => "unknown".to_owned(),
             (Some(_), true) => "ready".to_owned(),
@@ -154,7 +165,13 @@ fn sessions(dump: &Dump) -> Vec<Session> {
 
 fn pool(pool: &bellrock_api::IPAddressPool) -> Pool {
     let status = pool.status.clone().unwrap_or_default();
+    let conditions = status.conditions.iter();
+    let refused = conditions
+        .filter(|c| c.type_ == bellrock_api::annotations::CONDITION_ACCEPTED && c.status != "True")
+        .map(|c| format!("{}: {}", c.reason, c.message))
+        .next();
     Pool {
+        refused,
         pool: pool.name_any(),
         addresses: pool.spec.addresses.clone(),
         assigned: status.assigned_ipv4.saturating_add(status.assigned_ipv6),
@@ -186,6 +203,7 @@ fn render(status: &Status) -> String {
     let mut nodes = table(&[
         "NODE",
         "SPEAKER",
+        "REPORTED",
         "FORWARDING",
         "SERVICES",
         "OWNED",
@@ -195,6 +213,9 @@ fn render(status: &Status) -> String {
         nodes.add_row([
             node.node.clone(),
             node.speaker.clone().unwrap_or_else(|| "none".to_owned()),
+            node.reported
+                .map(|seconds| format!("{seconds} s ago"))
+                .unwrap_or_default(),
             node.forwarding.clone(),
             node.services.to_string(),
             node.addresses_owned.to_string(),
@@ -221,13 +242,14 @@ fn render(status: &Status) -> String {
             session.last_error.clone(),
         ]);
     }
-    let mut pools = table(&["POOL", "ADDRESSES", "ASSIGNED", "AVAILABLE"]);
+    let mut pools = table(&["POOL", "ADDRESSES", "ASSIGNED", "AVAILABLE", "REFUSED"]);
     for pool in &status.pools {
         pools.add_row([
             pool.pool.clone(),
             pool.addresses.join(","),
             pool.assigned.to_string(),
             pool.available.to_string(),
+            pool.refused.clone().unwrap_or_default(),
         ]);
     }
     let mut pending = table(&["SERVICE WITHOUT ADDRESS", "REASON", "MESSAGE"]);

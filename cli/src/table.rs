@@ -1,5 +1,7 @@
 //! Plain columns, as kubectl prints them, and the other output formats.
 
+use std::io::Write;
+
 use anyhow::Result;
 use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Table, presets};
@@ -16,14 +18,22 @@ pub(crate) enum Output {
     Yaml,
 }
 
-/// Prints a value in one of the formats for programs; `false` for text.
-pub(crate) fn print_value(output: Output, value: &impl Serialize) -> Result<bool> {
-    match output {
-        Output::Text => return Ok(false),
-        Output::Json => println!("{}", serde_json::to_string_pretty(value)?),
-        Output::Yaml => print!("{}", serde_saphyr::to_string(value)?),
+/// A value in one of the formats for programs; nothing for text.
+pub(crate) fn value(output: Output, value: &impl Serialize) -> Result<Option<String>> {
+    Ok(match output {
+        Output::Text => None,
+        Output::Json => Some(format!("{}\n", serde_json::to_string_pretty(value)?)),
+        Output::Yaml => Some(serde_saphyr::to_string(value)?),
+    })
+}
+
+/// Writes to standard output. That nobody reads to the end is no error.
+pub(crate) fn say(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
     }
-    Ok(true)
 }
 
 /// A table without lines around its cells.

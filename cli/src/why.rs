@@ -9,19 +9,20 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use bellrock_api::{
-    AddressRange, AnnouncementReason as Reason, Refusal, RefusalProtocol, SessionState,
-    SpeakerStatusStatus,
+    AddressRange, AddressState, AnnouncementReason as Reason, Refusal, RefusalProtocol,
+    SessionState, SpeakerStatusStatus,
 };
 use bellrock_forward::ServiceKey;
 use bellrock_speaker::cluster::Cluster;
-use bellrock_speaker::plan::{self, Carried, Settings, Verdict, Way};
+use bellrock_speaker::plan::{self, Settings, Verdict, Way};
+use bellrock_speaker::status::only_here;
 use kube::ResourceExt;
 use serde::Serialize;
 
-use crate::dump::{Dump, Source};
-use crate::table::{Output, print_value, table, text};
+use crate::dump::{Dump, Source, renewed};
+use crate::table::{Output, say, table, text, value};
 
 /// Options of `bellrock why`.
 #[derive(Debug, clap::Args)]
@@ -31,8 +32,9 @@ use crate::table::{Output, print_value, table, text};
   bellrock why 192.0.2.10              whoever holds this address
   bellrock why 192.0.2.10 -f dump.yaml from a saved dump, without a cluster")]
 pub(crate) struct Args {
-    /// svc/NAME or an address
-    target: String,
+    /// svc/NAME, svc/NAMESPACE/NAME or an address
+    #[arg(value_parser = parse)]
+    target: Target,
     /// Namespace of the Service
     #[arg(short, long, default_value = "default")]
     namespace: String,
@@ -47,11 +49,18 @@ pub(crate) struct Args {
 }
 
 /// What the argument names.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Target {
     Address(IpAddr),
-    Service(ServiceKey),
+    Service {
+        namespace: Option<String>,
+        name: String,
+    },
 }
+
+/// A speaker writes every minute; one that has not for so long, in seconds, is
+/// silent.
+const SILENT: i64 = 150;
 
 /// The whole answer.
 #[derive(Debug, Serialize, PartialEq, Eq)]
@@ -110,14 +119,15 @@ struct Outcome {
 }
 
 pub(crate) async fn run(args: &Args) -> Result<ExitCode> {
-    let target = parse(&args.target, &args.namespace)?;
     let dump = args.source.load().await?;
     let settings = Settings {
         ignore_exclude_label: args.ignore_exclude_label,
+        ..Settings::default()
     };
-    let explanation = explain(&dump, &target, settings);
-    if !print_value(args.output, &explanation)? {
-        print!("{}", render(&explanation));
+    let explanation = explain(&dump, &args.target, &args.namespace, &settings);
+    match value(args.output, &explanation)? {
+        Some(text) => say(&text)?,
+        None => say(&render(&explanation))?,
     }
     let found = !explanation.services.is_empty();
     Ok(if found {
@@ -127,7 +137,7 @@ pub(crate) async fn run(args: &Args) -> Result<ExitCode> {
     })
 }
 
-fn parse(target: &str, namespace: &str) -> Result<Target> {
+fn parse(target: &str) -> Result<Target, String> {
     if let Ok(address) = target.parse() {
         return Ok(Target::Address(address));
     }
@@ -135,24 +145,33 @@ fn parse(target: &str, namespace: &str) -> Result<Target> {
         .iter()
         .find_map(|prefix| target.strip_prefix(prefix))
         .unwrap_or(target);
-    let (namespace, name) = name.split_once('/').unwrap_or((namespace, name));
-    if name.is_empty() || name.contains('/') || namespace.is_empty() {
-        bail!("{target:?} is neither an address nor svc/NAME");
+    let (namespace, name) = match name.split_once('/') {
+        Some((namespace, name)) => (Some(namespace.to_owned()), name),
+        None => (None, name),
+    };
+    if name.is_empty() || name.contains('/') || namespace.as_deref() == Some("") {
+        return Err("neither an address nor svc/NAME".to_owned());
     }
-    Ok(Target::Service(ServiceKey {
-        namespace: namespace.to_owned(),
+    Ok(Target::Service {
+        namespace,
         name: name.to_owned(),
-    }))
+    })
 }
 
-fn explain(dump: &Dump, target: &Target, settings: Settings) -> Explanation {
+fn explain(dump: &Dump, target: &Target, namespace: &str, settings: &Settings) -> Explanation {
     let (cluster, invalid) = dump.cluster();
     let mut notes: Vec<String> = invalid
         .into_iter()
         .map(|what| format!("refused by the speakers: {what}"))
         .collect();
     let keys: BTreeSet<ServiceKey> = match target {
-        Target::Service(key) => [key.clone()].into(),
+        Target::Service {
+            namespace: own,
+            name,
+        } => {
+            let namespace = own.as_deref().unwrap_or(namespace);
+            [ServiceKey::new(namespace, name)].into()
+        }
         Target::Address(address) => match cluster.virtual_ips.get(address) {
             Some(vip) if !vip.claims.is_empty() => vip.claims.clone(),
             Some(_) => {
@@ -201,7 +220,7 @@ fn explain_service(
     dump: &Dump,
     cluster: &Cluster,
     key: &ServiceKey,
-    settings: Settings,
+    settings: &Settings,
 ) -> Option<ServiceExplanation> {
     let object = dump
         .services
@@ -225,7 +244,7 @@ fn explain_service(
                     .nodes
                     .keys()
                     .map(|node| {
-                        let plan = plan::plan_service(cluster, node, key, settings, &Carried::Yes);
+                        let plan = plan::plan_service(cluster, node, key, settings, false);
                         let view = NodeView {
                             dump,
                             node,
@@ -322,18 +341,42 @@ impl NodeView<'_> {
         }
         let Some(status) = self.status() else {
             let detail = "no speaker has reported from this node".to_owned();
-            return Outcome::of(Reason::NodeUnknown, detail);
+            return Outcome::of(Reason::SpeakerSilent, detail);
         };
+        if let Some(silent) = self.silent() {
+            return Outcome::of(Reason::SpeakerSilent, format!("for {silent} s"));
+        }
         if let Some((reason, refusal)) = self.reported(status, verdict.way) {
             return Outcome::of(reason, refusal.message.clone());
         }
         match verdict.way {
             Way::L2 if self.owner == Some(self.node) => {
-                Outcome::of(Reason::Announced, String::new())
+                let holds = status.addresses.iter().any(|held| {
+                    held.address.parse() == Ok(self.address) && held.state == AddressState::Own
+                });
+                let told = holds || status.addresses_omitted > 0;
+                let detail = if told {
+                    ""
+                } else {
+                    "on record; its speaker has not told yet"
+                };
+                Outcome::of(Reason::Announced, detail.to_owned())
             }
             Way::L2 => Outcome::of(Reason::Standby, String::new()),
             Way::Bgp => sessions(status, &verdict.peers),
         }
+    }
+
+    /// For how long the speaker has not reported, in seconds, if that is longer
+    /// than it should be.
+    fn silent(&self) -> Option<i64> {
+        let speaker = self
+            .dump
+            .speakers
+            .iter()
+            .find(|s| s.name_any() == self.node)?;
+        let silent = self.dump.moment.saturating_sub(renewed(speaker)?);
+        (silent > SILENT).then_some(silent)
     }
 
     /// What only the speaker can know. Anything else that it reported a
@@ -360,16 +403,7 @@ impl NodeView<'_> {
                         .is_none_or(|a| a.parse() == Ok(self.address))
             })
             .filter_map(|refusal| Some((refusal.reason.parse().ok()?, refusal)))
-            .find(|(reason, _)| {
-                matches!(
-                    reason,
-                    Reason::ForwardingNotReady
-                        | Reason::ForwardingRefused
-                        | Reason::NoInterface
-                        | Reason::HeldByForeignHost
-                        | Reason::Verifying
-                )
-            })
+            .find(|(reason, _)| only_here(*reason) && *reason != Reason::SessionDown)
     }
 }
 

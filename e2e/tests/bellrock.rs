@@ -564,16 +564,48 @@ fn bad_input_has_a_reason_and_disturbs_nothing() {
         assert!(said.contains("AddressNotInPool"), "{said}");
         assert!(world.controller.log_tail(200).contains("AddressNotInPool"));
 
+        // An address that the router has: it would be cut off.
+        let pool = json!({ "addresses": ["10.10.0.254"], "autoAssign": false });
+        lab.apply(&object("IPAddressPool", "router", pool)).unwrap();
+        let request = json!({ "type": "LoadBalancer", "loadBalancerIP": "10.10.0.254" });
+        lab.apply(&service("greedy", "web", &request).to_string())
+            .unwrap();
+        world.until("nobody announces the router's address", || {
+            let answer = lab.why("svc/greedy")?;
+            let nodes = answer["services"][0]["addresses"][0]["nodes"]
+                .as_array()
+                .cloned();
+            let nodes = nodes.context("it has no address yet")?;
+            for node in &nodes {
+                ensure!(node["l2"]["reason"] == "AddressTaken", "{node}");
+            }
+            Ok(())
+        });
+        for node in lab.nodes() {
+            assert!(
+                !lab.forwards(node, [10, 10, 0, 254].into()).unwrap(),
+                "{node}"
+            );
+        }
+
         // A router that refuses, and one that asks for what we cannot do.
         let dead = json!({
             "myASN": 64512, "peerASN": 64500, "peerAddress": "10.10.0.254", "peerPort": 1790,
             "connectTime": "1s",
         });
         lab.apply(&object("BGPPeer", "refuses", dead)).unwrap();
-        let secret = json!({
-            "myASN": 64512, "peerASN": 64500, "peerAddress": "10.10.0.253", "password": "hush",
+        let vrf = json!({
+            "myASN": 64512, "peerASN": 64500, "peerAddress": "10.10.0.253", "bfdProfile": "fast",
+            "vrf": "red",
         });
-        lab.apply(&object("BGPPeer", "secret", secret)).unwrap();
+        lab.apply(&object("BGPPeer", "vrf", vrf)).unwrap();
+        // Asked for by name, with the speakers' own rights.
+        let asks_more = json!({
+            "myASN": 64512, "peerASN": 64500, "peerAddress": "10.10.0.252",
+            "passwordSecret": { "name": "absent" },
+        });
+        lab.apply(&object("BGPPeer", "asks-more", asks_more))
+            .unwrap();
         world.until("each node tells what is wrong", || {
             for node in lab.nodes() {
                 let object = lab.kubectl_json(&["get", "speakerstatus", node])?;
@@ -585,13 +617,23 @@ fn bad_input_has_a_reason_and_disturbs_nothing() {
                 let good = of("r1").context("no session with r1")?;
                 ensure!(good["state"] == "Established", "{good}");
                 let message = status["configuration"].to_string();
-                ensure!(message.contains("password is not supported"), "{message}");
-                ensure!(!message.contains("hush"), "{message}");
+                ensure!(message.contains("vrf is not supported"), "{message}");
+                ensure!(
+                    message.contains("absent: there is no such Secret"),
+                    "{message}"
+                );
             }
             Ok(())
         });
     });
     assert_eq!(lost(&report), 0, "{report:?}");
+    world.until("Events on the peer tell it", || {
+        let field = "--field-selector=involvedObject.name=asks-more";
+        let path = "jsonpath={.items[*].message}";
+        let events = lab.kubectl(&["-n", NAMESPACE, "get", "events", field, "-o", path])?;
+        ensure!(events.contains("bfdProfile is not supported"), "{events:?}");
+        Ok(())
+    });
     world.is_announced(address);
 }
 
