@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use bellrock_bgp::{Attributes, Peer, PeerAsn, PeerConfig, StopReason};
+use bellrock_bgp::{Attributes, Password, Peer, PeerAsn, PeerConfig, StopReason};
 use clap::Parser;
 use ipnet::IpNet;
 
@@ -48,6 +48,19 @@ struct Arguments {
     /// A community, as ASN:VALUE; may be repeated.
     #[arg(long = "community", value_name = "ASN:VALUE", value_parser = community)]
     communities: Vec<u32>,
+    /// How many times more than once our AS is in the path.
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    prepend: u8,
+    /// Link bandwidth to announce, in Mbit/s.
+    #[arg(long, value_name = "NUMBER")]
+    weight: Option<u32>,
+    /// File with the TCP MD5 password, its first line.
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<std::path::PathBuf>,
+    /// Both sides send with a TTL of 255, and nothing from further away counts
+    /// (GTSM, RFC 5082).
+    #[arg(long)]
+    ttl_security: bool,
 }
 
 fn community(text: &str) -> Result<u32, String> {
@@ -97,10 +110,17 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     config.source = arguments.source;
     config.hold_time = Duration::from_secs(arguments.hold_time);
     config.multihop = arguments.multihop;
+    config.ttl_security = arguments.ttl_security.then_some(1);
+    if let Some(file) = &arguments.password_file {
+        let text = std::fs::read_to_string(file)?;
+        config.password = Some(Password::new(text.lines().next().unwrap_or_default()));
+    }
     let attributes = Attributes {
         next_hop: arguments.next_hop,
-        local_pref: None,
         communities: BTreeSet::from_iter(arguments.communities),
+        prepend: arguments.prepend,
+        weight: arguments.weight,
+        ..Attributes::default()
     };
     let mut routes = BTreeMap::new();
     for first in &arguments.prefixes {

@@ -2,7 +2,7 @@
 //!
 //! With the `lab` feature: a whole cluster on real parts ([`lab::Lab`]).
 //! Without it only the harness that the protocol crates' own tests use:
-//! network namespaces ([`netns`]), routers ([`frr`]), clients ([`probe`]) and
+//! network namespaces ([`netns`]), routers ([`frr`], [`bird`]), clients ([`probe`]) and
 //! captures ([`capture`]).
 #![allow(
     clippy::expect_used,
@@ -17,6 +17,7 @@ pub mod agent;
 pub mod bellrock;
 #[cfg(feature = "lab")]
 pub mod bench;
+pub mod bird;
 pub mod capture;
 #[cfg(feature = "lab")]
 pub mod cluster;
