@@ -7,7 +7,7 @@ CARGO ?= cargo
 N ?= 10
 LAB_FLAGS ?=
 
-NETNS_CRATES := -p bellrock-arp -p bellrock-bgp -p bellrock-forward
+NETNS_CRATES := -p bellrock-arp -p bellrock-bgp -p bellrock-forward -p bellrock-sys
 
 # Runs a suite and prints how long it took: $(call suite,name,command).
 define suite
@@ -38,16 +38,23 @@ lab-down: ## ends every lab that `make lab` left
 test: test-unit test-netns e2e ## unit, namespace and lab tests
 
 .PHONY: test-unit
-test-unit: ## pure code: no root, no sockets
-	$(call suite,unit tests,$(CARGO) test --locked --workspace --lib --bins --quiet)
+test-unit: lab-tools ## what sits in the crates themselves, and the definitions
+	$(call suite,unit tests,$(CARGO) test --locked --workspace --lib --bins --quiet && $(CARGO) test --locked -p bellrock-api --test '*' --quiet)
 
 .PHONY: test-netns
 test-netns: lab-tools ## the protocol crates against the kernel and real routers
-	$(call suite,namespace tests,$(CARGO) test --locked $(NETNS_CRATES) --tests --quiet)
+	$(call suite,namespace tests,$(CARGO) test --locked $(NETNS_CRATES) --test '*' --quiet)
 
 .PHONY: e2e
 e2e: lab-tools parts ## the lab tests alone
 	$(call suite,lab tests,$(CARGO) build --locked --quiet -p bellrock && $(CARGO) test --locked -p bellrock-e2e --test '*' -- --test-threads=1)
+
+.PHONY: bench
+bench: bench-path ## all benchmarks
+
+.PHONY: bench-path
+bench-path: lab-tools build ## the whole path in the lab: times to address and answer, memory, pulled cables
+	@target/release/bellrock-lab bench
 
 .PHONY: test-repeat
 test-repeat: lab-tools parts ## namespace and lab tests N times with both cores kept busy

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Licences, duplicates and sources of the dependencies. cargo-deny is built
-# once into the lab's cache folder.
+# once into the lab's cache folder. Advisories are left out: their database is
+# fetched at run time, and a check must not depend on that.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 version=0.20.2
