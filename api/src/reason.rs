@@ -78,6 +78,7 @@ reasons! {
         AddressReserved: "The requested address is reserved by a VirtualIP that names other Services; add this Service to its claims or ask for another address.",
         AddressResting: "The requested address was freed a moment ago and rests for the pool's reuseDelay; it is assigned when that has passed.",
         AddressInvalid: "The requested address does not parse, or two of one family are requested; write at most one IPv4 and one IPv6 address.",
+        AddressOfNode: "The address belongs to a node of this cluster, and announcing it would cut that node off; ask for another address, and take this one out of the pool.",
         AddressBuggy: "The requested address ends in .0 or .255 and the pool avoids those; ask for another address or set avoidBuggyIPs to false.",
         ConflictingRequest: "The Service asks for addresses in spec.loadBalancerIP and in the annotation bellrock.dev/load-balancer-ips; keep one of them.",
         SharingConflict: "The address is shared under another key, on the same port, or with another externalTrafficPolicy; use another key, port or address.",

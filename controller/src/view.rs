@@ -17,7 +17,7 @@ use crate::ipam::{Backend, Claim, Family, Refusal, ServiceKey};
 pub type Labels = BTreeMap<String, String>;
 
 /// A version of an object. Versions of one kind are ordered: Kubernetes promises it (KEP-5504),
-/// and etcd has always made it so.
+/// and etcd has always made it so. A restore of etcd begins anew at an older one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Version {
     /// The object's uid: another uid is another object.
@@ -239,7 +239,7 @@ pub struct VipView {
     pub spec: VirtualIPSpec,
 }
 
-/// A node, as far as placement looks.
+/// A node, as far as allocation and placement look.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeView {
     /// Labels.
@@ -248,6 +248,8 @@ pub struct NodeView {
     pub excluded: bool,
     /// It cannot carry addresses: no network, on its way out, or out of service.
     pub unusable: bool,
+    /// Its addresses, internal and external.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 impl NodeView {
@@ -279,7 +281,17 @@ impl NodeView {
         let no_network = conditions
             .iter()
             .any(|c| c.type_ == NODE_NETWORK_UNAVAILABLE && c.status == "True");
+        let addresses = node
+            .status
+            .as_ref()
+            .and_then(|s| s.addresses.as_deref())
+            .unwrap_or_default()
+            .iter()
+            .filter(|a| matches!(a.type_.as_str(), "InternalIP" | "ExternalIP"))
+            .filter_map(|a| a.address.parse().ok())
+            .collect();
         Self {
+            addresses,
             excluded,
             unusable: leaving || no_network || node.metadata.deletion_timestamp.is_some(),
             labels,
@@ -437,6 +449,23 @@ mod tests {
             let parsed = serde_json::from_value(node.clone()).unwrap();
             assert_eq!(NodeView::of(&parsed).unusable, unusable, "{node}");
         }
+    }
+
+    #[test]
+    fn a_node_has_its_internal_and_external_addresses() {
+        let node = serde_json::from_value(json!({ "status": { "addresses": [
+            { "type": "Hostname", "address": "192.0.2.9" },
+            { "type": "InternalIP", "address": "192.0.2.1" },
+            { "type": "InternalIP", "address": "2001:db8::1" },
+            { "type": "ExternalIP", "address": "198.51.100.1" },
+            { "type": "ExternalIP", "address": "node.example.com" },
+        ]}}))
+        .unwrap();
+        let expected = ["192.0.2.1", "198.51.100.1", "2001:db8::1"];
+        assert_eq!(
+            NodeView::of(&node).addresses,
+            expected.map(|a| a.parse().unwrap()).into()
+        );
     }
 
     #[test]

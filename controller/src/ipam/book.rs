@@ -103,6 +103,8 @@ pub struct Allocator {
     resting: BTreeMap<IpAddr, Rest>,
     rest_ends: BTreeSet<(Duration, IpAddr)>,
     left_by: BTreeMap<ServiceKey, BTreeSet<IpAddr>>,
+    /// Addresses of nodes, never handed out -> the nodes.
+    of_nodes: BTreeMap<IpAddr, BTreeSet<String>>,
 }
 
 impl Allocator {
@@ -135,6 +137,40 @@ impl Allocator {
                 self.pools[index].parts[slot(Family::of(ip))].resting += 1;
             }
         }
+        for &ip in self.of_nodes.keys() {
+            for &index in pools_at(&self.segments, ip) {
+                self.pools[index].take(ip);
+            }
+        }
+    }
+
+    /// Notes that `ip` is an address of `node`: it is handed out no more, and who holds it keeps it.
+    pub fn node_has(&mut self, ip: IpAddr, node: &str) {
+        self.of_nodes.entry(ip).or_default().insert(node.to_owned());
+        for &index in pools_at(&self.segments, ip) {
+            self.pools[index].take(ip);
+        }
+    }
+
+    /// Notes that `ip` is no address of `node` any more.
+    pub fn node_has_not(&mut self, ip: IpAddr, node: &str) {
+        let Some(nodes) = self.of_nodes.get_mut(&ip) else {
+            return;
+        };
+        nodes.remove(node);
+        if nodes.is_empty() {
+            self.of_nodes.remove(&ip);
+            if !self.holdings.contains_key(&ip) && !self.resting.contains_key(&ip) {
+                self.put_free(ip);
+            }
+        }
+    }
+
+    /// The node that `ip` belongs to, if it does; the first by name if several claim it.
+    #[must_use]
+    pub fn node_of(&self, ip: IpAddr) -> Option<&str> {
+        let nodes = self.of_nodes.get(&ip)?;
+        nodes.first().map(String::as_str)
     }
 
     /// The pools, best first.
@@ -159,6 +195,11 @@ impl Allocator {
     #[must_use]
     pub fn holding(&self, ip: IpAddr) -> Option<&Holding> {
         self.holdings.get(&ip)
+    }
+
+    /// The addresses that are held or reserved, in order.
+    pub fn held_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.holdings.keys().copied()
     }
 
     /// The addresses that `service` holds, in order.
@@ -341,6 +382,9 @@ impl Allocator {
     }
 
     fn put_free(&mut self, ip: IpAddr) {
+        if self.of_nodes.contains_key(&ip) {
+            return;
+        }
         for &index in pools_at(&self.segments, ip) {
             self.pools[index].put(ip);
         }
@@ -377,9 +421,11 @@ impl Allocator {
         held.into_iter().flatten().copied()
     }
 
-    /// True when nobody holds `ip`, and it is at rest for nobody but `service`.
+    /// True when nobody holds `ip`, it belongs to no node, and it is at rest for nobody but
+    /// `service`.
     pub(super) fn is_free_for(&self, ip: IpAddr, service: &ServiceKey) -> bool {
-        !self.holdings.contains_key(&ip)
+        !self.of_nodes.contains_key(&ip)
+            && !self.holdings.contains_key(&ip)
             && self
                 .resting
                 .get(&ip)

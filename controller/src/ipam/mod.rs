@@ -12,6 +12,7 @@
 //!   them too.
 //! - Each family is allocated by itself: the two addresses of a dual-stack Service may come from
 //!   different pools.
+//! - An address of a node is never handed out, though pools may contain some.
 //! - What is held stays (see [`Allocator::settle`]).
 
 mod book;

@@ -78,6 +78,13 @@ pub enum Refusal {
         /// The fence.
         fence: NotServed,
     },
+    /// The address belongs to a node of the cluster.
+    OfNode {
+        /// The address.
+        address: IpAddr,
+        /// The node.
+        node: String,
+    },
     /// `avoidBuggyIPs` keeps the address back.
     Avoided {
         /// The address.
@@ -163,6 +170,7 @@ impl Refusal {
                 AllocationReason::AddressNotInPool
             }
             Self::Fenced { .. } => AllocationReason::PoolNotForService,
+            Self::OfNode { .. } => AllocationReason::AddressOfNode,
             Self::Avoided { .. } => AllocationReason::AddressBuggy,
             Self::InUse {
                 conflict: Conflict::Key,
@@ -227,6 +235,10 @@ impl fmt::Display for Refusal {
                 f,
                 "{address} belongs to pool {pool}, which {}",
                 PassedOver::NotServed(*fence)
+            ),
+            Self::OfNode { address, node } => write!(
+                f,
+                "{address} belongs to node {node} and is not announced, which would cut the node off: ask for another address, and take this one out of the pool"
             ),
             Self::Avoided { address, pool } => write!(
                 f,

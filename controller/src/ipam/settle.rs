@@ -102,6 +102,12 @@ impl Allocator {
                 && self.satisfies(request, ip)
             {
                 out.keep.push(ip);
+                if let Some(node) = self.node_of(ip) {
+                    out.refusal.get_or_insert(Refusal::OfNode {
+                        address: ip,
+                        node: node.to_owned(),
+                    });
+                }
                 continue;
             }
             match (self.pick(request, family), current) {
@@ -132,6 +138,9 @@ impl Allocator {
             .copied()
             .filter(|ip| Family::of(*ip) == family)
             .filter(|ip| self.keeps_lawfully(request, *ip).is_ok())
+            // A node came by the address of a Service: that is reported, and moved only when asked
+            // for. What was never told to anybody is not told now.
+            .filter(|ip| self.node_of(*ip).is_none() || request.before.contains(ip))
             .min_by_key(|ip| {
                 (
                     !request.addresses.contains(ip),
@@ -201,6 +210,12 @@ impl Allocator {
     /// An address that the Service names. It may come from a pool with `autoAssign: false`. At
     /// rest it goes to its last holder only.
     fn pick_exactly(&self, request: &Request<'_>, address: IpAddr) -> Result<Pick, Refusal> {
+        if let Some(node) = self.node_of(address) {
+            return Err(Refusal::OfNode {
+                address,
+                node: node.to_owned(),
+            });
+        }
         let lies_in: Vec<&Pool> = self.pools_of(address).collect();
         if lies_in.is_empty() {
             return Err(Refusal::OutsidePools { address });
@@ -269,6 +284,9 @@ impl Allocator {
             let namespace = &request.service.namespace;
             let shared = self.shared_under(namespace, key, family).find_map(|ip| {
                 self.keeps_lawfully(request, ip).ok()?;
+                if self.node_of(ip).is_some() {
+                    return None;
+                }
                 self.automatic_pool(request, ip)
             });
             if let Some(pick) = shared {

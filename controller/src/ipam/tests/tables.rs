@@ -482,3 +482,59 @@ fn the_largest_pools_are_counted_without_overflow() {
     run(&mut book, &ask("four"), T0);
     assert_eq!(has(&book, &ask("four")), ["0.0.0.1"]);
 }
+
+#[test]
+fn addresses_of_nodes_are_skipped_refused_and_free_again_when_the_node_is_gone() {
+    let mut book = Allocator::new();
+    book.node_has(ip("192.0.2.0"), "n1");
+    book.set_pools(vec![pool("p", &["192.0.2.0/30"])]);
+    book.node_has(ip("192.0.2.2"), "n2");
+    book.node_has(ip("192.0.2.2"), "n3");
+    let available = |book: &Allocator| book.usage("p", Family::V4).unwrap().available;
+    assert_eq!(available(&book), 2);
+    for (name, expected) in [("a", "192.0.2.1"), ("b", "192.0.2.3")] {
+        run(&mut book, &ask(name), T0);
+        assert_eq!(has(&book, &ask(name)), [expected]);
+    }
+    let full = run(&mut book, &ask("c"), T0);
+    assert_eq!(reason(&full), Some(AllocationReason::PoolExhausted));
+    for (address, node) in [("192.0.2.0", "n1"), ("192.0.2.2", "n2")] {
+        let by_name = run(&mut book, &ask("d").address(address), T0);
+        assert_eq!(reason(&by_name), Some(AllocationReason::AddressOfNode));
+        let told = by_name.refusal.unwrap().to_string();
+        assert!(told.contains(&format!("node {node} ")), "{told}");
+    }
+    // A status that names it, as after a restore, is no way to it either.
+    let mut before = ask("e");
+    before.before = vec![ip("192.0.2.2")];
+    assert_eq!(run(&mut book, &before, T0).take, []);
+    // Two nodes said that it is theirs; both must go.
+    book.node_has_not(ip("192.0.2.2"), "n2");
+    assert_eq!(available(&book), 0);
+    book.node_has_not(ip("192.0.2.2"), "n3");
+    book.node_has_not(ip("192.0.2.2"), "n3");
+    assert_eq!(available(&book), 1);
+    run(&mut book, &ask("c"), T0);
+    assert_eq!(has(&book, &ask("c")), ["192.0.2.2"]);
+}
+
+#[test]
+fn an_address_that_a_node_came_by_is_kept_and_told_but_neither_shared_nor_given_again() {
+    let mut book = Allocator::new();
+    book.set_pools(vec![pool("p", &["192.0.2.0/30"])]);
+    let mut web = ask("web").shares("k", 80);
+    run(&mut book, &web, T0);
+    web.before = vec![ip("192.0.2.0")];
+    book.node_has(ip("192.0.2.0"), "n1");
+    let kept = run(&mut book, &web, T0);
+    assert_eq!(kept.keep, [ip("192.0.2.0")]);
+    assert_eq!(reason(&kept), Some(AllocationReason::AddressOfNode));
+    let other = ask("other").shares("k", 81);
+    run(&mut book, &other, T0);
+    assert_eq!(has(&book, &other), ["192.0.2.1"]);
+    book.release(ip("192.0.2.0"), &web.key, T0);
+    web.before = vec![];
+    run(&mut book, &web, T0);
+    assert_eq!(has(&book, &web), ["192.0.2.1"]);
+    assert_eq!(book.usage("p", Family::V4).unwrap().available, 2);
+}
