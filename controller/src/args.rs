@@ -37,6 +37,11 @@ pub struct Args {
     /// of one node need it; give it to the speakers as well)
     #[arg(long)]
     pub ignore_exclude_label: bool,
+    /// Name of this controller among those that stand for leader; another one
+    /// may have it only when this process has ended [default: host name and
+    /// process id]
+    #[arg(long, value_name = "NAME", env = "BELLROCK_POD_NAME")]
+    pub identity: Option<String>,
     /// Address for /healthz, /readyz and /metrics
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:9617")]
     pub listen: SocketAddr,

@@ -15,12 +15,16 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::core::{Change, Core, Kind, Plan, Settings, Work};
+use crate::election::{Fence, Role, Tenure};
 use crate::http::Waiting;
 use crate::ipam::ServiceKey;
 use crate::metrics::Metrics;
 use crate::publish::{self, Herald};
 use crate::watch::Report;
-use crate::write::{Answer, Outcome, Writer};
+use crate::write::{Answer, Outcome, Reread, Writer};
+
+/// Reports that may wait for the loop; the watches wait beyond that.
+const REPORTS: usize = 4096;
 
 /// Plans that may be under way at once.
 const MAX_BUSY: usize = 16;
@@ -48,6 +52,12 @@ pub(crate) struct Driver {
     herald: Herald,
     metrics: Arc<Metrics>,
     waiting: watch::Sender<Waiting>,
+    fence: Fence,
+    roles: watch::Receiver<Role>,
+    role: Role,
+    /// The watches, and what they report.
+    watches: JoinSet<()>,
+    reports: mpsc::Receiver<Report>,
     start: Instant,
     /// Plans under way; their work by task, in case one panics.
     plans: JoinSet<Outcome>,
@@ -74,10 +84,17 @@ impl Driver {
         herald: Herald,
         metrics: Arc<Metrics>,
         waiting: watch::Sender<Waiting>,
+        tenure: Tenure,
     ) -> Self {
         Self {
             core: Core::new(settings),
-            writer: Writer::new(client.clone()),
+            writer: Writer::new(client.clone(), tenure.fence.clone()),
+            fence: tenure.fence,
+            roles: tenure.roles,
+            role: Role::Undecided,
+            watches: JoinSet::new(),
+            // Until the watches start, nothing is to be received.
+            reports: mpsc::channel(1).1,
             client,
             namespace,
             herald,
@@ -100,13 +117,11 @@ impl Driver {
 
     /// Runs until `stop`, then lets the writes under way finish.
     ///
+    /// Reading starts when it is known who leads, and anew when this controller comes to lead.
+    ///
     /// Every branch of the `select!` is cancel-safe: receiving from a channel, joining from a
     /// `JoinSet`, sleeping.
-    pub(crate) async fn run(
-        mut self,
-        mut reports: mpsc::Receiver<Report>,
-        stop: CancellationToken,
-    ) {
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
         self.tell_ready();
         loop {
             self.start_plans();
@@ -114,10 +129,17 @@ impl Driver {
             tokio::select! {
                 () = stop.cancelled() => break,
                 Some(outcome) = self.plans.join_next_with_id() => self.ended(outcome),
-                Some(report) = reports.recv() => {
+                changed = self.roles.changed() => {
+                    if changed.is_err() {
+                        tracing::error!("the election has ended abnormally");
+                        break;
+                    }
+                    self.change_role();
+                }
+                Some(report) = self.reports.recv() => {
                     self.take(report);
                     for _ in 1..BATCH {
-                        match reports.try_recv() {
+                        match self.reports.try_recv() {
                             Ok(report) => self.take(report),
                             Err(_) => break,
                         }
@@ -143,8 +165,59 @@ impl Driver {
         self.start.elapsed()
     }
 
+    fn may_write(&self) -> bool {
+        matches!(self.role, Role::Leads(_)) && self.fence.is_open()
+    }
+
+    /// Follows the election. Who comes to lead reads everything again before it decides anything:
+    /// what the leader before wrote last may not have been told yet.
+    fn change_role(&mut self) {
+        let role = *self.roles.borrow_and_update();
+        let before = std::mem::replace(&mut self.role, role);
+        if role == before {
+            return;
+        }
+        if matches!(before, Role::Leads(_)) {
+            tracing::warn!("this controller leads no more; it goes on watching");
+            self.stand_down();
+        }
+        self.metrics.leads(matches!(role, Role::Leads(_)));
+        match role {
+            Role::Leads(_) => {
+                tracing::info!("this controller leads");
+                self.core.take_up();
+                self.read_anew();
+            }
+            Role::Follows if before == Role::Undecided => {
+                tracing::info!("this controller does not lead; it watches");
+                self.read_anew();
+            }
+            Role::Follows | Role::Undecided => {}
+        }
+    }
+
+    /// Starts the watches, instead of those that run.
+    fn read_anew(&mut self) {
+        let (reports, received) = mpsc::channel(REPORTS);
+        // What the old ones have reported and nobody took is dropped with them.
+        self.watches = JoinSet::new();
+        self.reports = received;
+        crate::watch::start(&mut self.watches, &self.client, &self.namespace, &reports);
+    }
+
+    /// Drops what is under way. A write that was sent may be made or not, as in a crash.
+    fn stand_down(&mut self) {
+        self.plans = JoinSet::new();
+        self.pool_writer = JoinSet::new();
+        self.busy.clear();
+        self.retries.clear();
+        self.failures.clear();
+        self.new.clear();
+        self.core.stand_down();
+    }
+
     fn start_plans(&mut self) {
-        while self.plans.len() < MAX_BUSY {
+        while self.plans.len() < MAX_BUSY && self.may_write() {
             let Some(plan) = self.core.next(self.now()) else {
                 break;
             };
@@ -200,7 +273,8 @@ impl Driver {
             Change::Service(key, view) if !view.ingress.is_empty() => self.note_address(key),
             Change::Service(key, view) => {
                 let is_new = view.is_load_balancer && view.condition().is_none();
-                if is_new && self.core.is_synced() {
+                let leads = matches!(self.role, Role::Leads(_));
+                if is_new && leads && self.core.is_synced() {
                     self.new.entry(key.clone()).or_insert_with(Instant::now);
                 }
             }
@@ -213,6 +287,7 @@ impl Driver {
             | Change::L2Advertisement(..)
             | Change::VirtualIp(..)
             | Change::Gone(..)
+            | Change::Listing(..)
             | Change::Complete(..) => {}
         }
     }
@@ -242,8 +317,8 @@ impl Driver {
             self.metrics.write(call, true);
             self.learn(answer);
         }
-        if let Some(answer) = outcome.reread {
-            self.learn(answer);
+        if let Some(read) = outcome.reread {
+            self.learn_reread(read);
         }
         self.pools_changed();
         let Some(stop) = outcome.stop else {
@@ -283,7 +358,7 @@ impl Driver {
 
     fn learn(&mut self, answer: Answer) {
         match answer {
-            Answer::Change(change) => self.core.apply(change, self.now()),
+            Answer::Vip(ip, view) => self.core.vip_written(ip, *view, self.now()),
             Answer::Deleted(ip, uid) => {
                 tracing::info!(address = %ip, "released");
                 self.core.vip_deleted(ip, &uid, self.now());
@@ -310,6 +385,22 @@ impl Driver {
         }
     }
 
+    fn learn_reread(&mut self, read: Reread) {
+        match read {
+            Reread::Vip(ip, view, refused) => {
+                self.core
+                    .vip_reread(ip, *view, refused.as_ref(), self.now());
+            }
+            Reread::Service(key, view, refused) => {
+                self.core.service_reread(&key, *view, &refused);
+            }
+            Reread::Gone(ip, uid) => {
+                tracing::info!(address = %ip, "released by somebody else");
+                self.core.vip_deleted(ip, &uid, self.now());
+            }
+        }
+    }
+
     /// Puts `work` off, longer with each failure.
     fn retry(&mut self, work: Work) {
         let failures = self.failures.entry(work.clone()).or_default();
@@ -329,7 +420,8 @@ impl Driver {
 
     fn next_timer(&self) -> Option<Instant> {
         let retry = self.retries.keys().next().map(|(at, _)| *at);
-        let rest = self.core.next_deadline().map(|at| self.start + at);
+        let rest = self.core.next_deadline().filter(|_| self.may_write());
+        let rest = rest.map(|at| self.start + at);
         [retry, rest, self.pools_due].into_iter().flatten().min()
     }
 
@@ -349,7 +441,7 @@ impl Driver {
 
     fn write_pools(&mut self) {
         self.metrics.measure(&self.core);
-        if !self.core.is_synced() {
+        if !self.core.is_synced() || !self.may_write() {
             return;
         }
         if !self.pool_writer.is_empty() {
@@ -363,6 +455,7 @@ impl Driver {
                 client,
                 namespace,
                 patches,
+                self.fence.clone(),
                 self.herald.clone(),
             ));
         }
@@ -400,7 +493,7 @@ impl Driver {
             tracing::info!(
                 services = census.services,
                 virtual_ips = census.virtual_ips,
-                "everything is read; allocating"
+                "everything is read"
             );
             self.waiting.send_replace(None);
             return;

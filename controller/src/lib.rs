@@ -12,6 +12,8 @@
 //! [`run`] is the process: it watches, decides and writes until it is told to stop. The rest is
 //! public for the simulator, the command line and the tests.
 //!
+//! Of several controllers one leads ([`lease`]) and writes; the others watch, and wait.
+//!
 //! Nothing is kept but what the cluster keeps. A restart reads the VirtualIPs and goes on; a
 //! controller that is away leaves everything that runs as it is.
 
@@ -20,8 +22,10 @@
 mod args;
 pub mod core;
 mod driver;
+mod election;
 mod http;
 pub mod ipam;
+pub mod lease;
 mod metrics;
 pub mod placement;
 pub mod pools;

@@ -49,6 +49,7 @@ pub(crate) struct Metrics {
     writes: Labelled<CallLabels, Counter>,
     watch_errors: Labelled<KindLabels, Counter>,
     dropped_events: Counter,
+    leads: Gauge,
 }
 
 impl Metrics {
@@ -67,6 +68,7 @@ impl Metrics {
             writes: Labelled::default(),
             watch_errors: Labelled::default(),
             dropped_events: Counter::default(),
+            leads: Gauge::default(),
             registry: Registry::default(),
         };
         let r = &mut registry;
@@ -126,6 +128,11 @@ impl Metrics {
             "Events not published because too many waited",
             metrics.dropped_events.clone(),
         );
+        r.register(
+            "leads",
+            "1 for the controller that leads and writes, 0 for those that wait",
+            metrics.leads.clone(),
+        );
         Self {
             registry,
             ..metrics
@@ -154,6 +161,10 @@ impl Metrics {
 
     pub(crate) fn event_dropped(&self) {
         self.dropped_events.inc();
+    }
+
+    pub(crate) fn leads(&self, leads: bool) {
+        self.leads.set(i64::from(leads));
     }
 
     pub(crate) fn latency(&self, taken: std::time::Duration) {

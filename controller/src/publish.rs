@@ -15,6 +15,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::core::PoolPatch;
+use crate::election::Fence;
 use crate::ipam::ServiceKey;
 use crate::metrics::Metrics;
 use crate::watch::in_full;
@@ -38,12 +39,16 @@ impl Herald {
     /// A herald, and the task that publishes; it ends when the herald is dropped.
     pub(crate) fn new(
         client: &Client,
+        fence: Fence,
         metrics: Arc<Metrics>,
     ) -> (Self, impl Future<Output = ()> + Send + use<>) {
         let (queue, mut said) = mpsc::channel::<Said>(QUEUE);
         let recorder = Recorder::new(client.clone(), CONTROLLER_NAME.into());
         let task = async move {
             while let Some((event, about)) = said.recv().await {
+                if !fence.is_open() {
+                    continue;
+                }
                 if let Err(error) = recorder.publish(&event, &about).await {
                     tracing::debug!(error = in_full(&error), "cannot publish an event");
                 }
@@ -125,6 +130,7 @@ pub(crate) async fn pools(
     client: Client,
     namespace: String,
     patches: Vec<PoolPatch>,
+    fence: Fence,
     herald: Herald,
 ) -> bool {
     let api = Api::<IPAddressPool>::namespaced(client, &namespace);
@@ -134,6 +140,9 @@ pub(crate) async fn pools(
     };
     let mut all_well = true;
     for patch in patches {
+        if !fence.is_open() {
+            return false;
+        }
         let mut status = patch.status.clone();
         status.conditions.push(Condition {
             type_: CONDITION_ACCEPTED.to_owned(),

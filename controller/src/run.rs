@@ -6,17 +6,21 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use kube::{Client, Config};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch as channel};
+use tokio::sync::watch as channel;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::driver::Driver;
+use crate::election::Candidate;
 use crate::metrics::Metrics;
 use crate::publish::Herald;
-use crate::{Args, http, watch};
+use crate::{Args, http};
 
-/// Reports that may wait for the loop; the watches wait beyond that.
-const REPORTS: usize = 4096;
+/// How long Events that wait may still be published.
+const EVENTS_GRACE: Duration = Duration::from_millis(300);
+
+/// How long the last call about the lease may take.
+const RESIGN_GRACE: Duration = Duration::from_secs(5);
 
 /// Runs the controller until SIGTERM or SIGINT.
 ///
@@ -26,6 +30,7 @@ const REPORTS: usize = 4096;
 pub async fn run(args: Args) -> Result<()> {
     let stop = CancellationToken::new();
     stop_on_signal(&stop)?;
+    let identity = args.identity.clone().unwrap_or_else(own_name);
     let config = Config::infer()
         .await
         .context("find the API server: set KUBECONFIG or run in a pod")?;
@@ -34,6 +39,7 @@ pub async fn run(args: Args) -> Result<()> {
         namespace = args.namespace,
         classes = args.load_balancer_class.join(","),
         classless = args.serve_classless,
+        identity,
         "controller started"
     );
     let client = Client::try_from(config).context("set up the client")?;
@@ -47,8 +53,23 @@ pub async fn run(args: Args) -> Result<()> {
         viewed,
         stop.clone(),
     ));
-    allocate(&args, client, metrics, waiting, stop.clone()).await;
+
+    let resign = CancellationToken::new();
+    let (candidate, tenure) = Candidate::new(client.clone(), &args.namespace, identity);
+    let candidate = tokio::spawn(candidate.run(resign.clone()));
+    let (herald, publish) = Herald::new(&client, tenure.fence.clone(), Arc::clone(&metrics));
+    let publish = tokio::spawn(publish);
+    let (settings, namespace) = (args.settings(), args.namespace.clone());
+    Driver::new(
+        settings, client, namespace, herald, metrics, waiting, tenure,
+    )
+    .run(stop.clone())
+    .await;
     stop.cancel();
+    let _ = tokio::time::timeout(EVENTS_GRACE, publish).await;
+    // The lease is given up when nothing is written any more.
+    resign.cancel();
+    let _ = tokio::time::timeout(RESIGN_GRACE, candidate).await;
     // An open connection to /metrics must not hold the process.
     let served = async { while tasks.join_next().await.is_some() {} };
     let _ = tokio::time::timeout(Duration::from_secs(1), served).await;
@@ -56,25 +77,10 @@ pub async fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// What one controller of a cluster does at a time: everything that writes.
-async fn allocate(
-    args: &Args,
-    client: Client,
-    metrics: Arc<Metrics>,
-    waiting: channel::Sender<http::Waiting>,
-    stop: CancellationToken,
-) {
-    let mut tasks = JoinSet::new();
-    let (herald, publish) = Herald::new(&client, Arc::clone(&metrics));
-    tasks.spawn(publish);
-    let (reports, received) = mpsc::channel(REPORTS);
-    watch::start(&mut tasks, &client, &args.namespace, &reports);
-    drop(reports);
-    let namespace = args.namespace.clone();
-    Driver::new(args.settings(), client, namespace, herald, metrics, waiting)
-        .run(received, stop)
-        .await;
-    tasks.shutdown().await;
+/// The host's name and the process's id.
+fn own_name() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}_{}", host.trim(), std::process::id())
 }
 
 fn stop_on_signal(stop: &CancellationToken) -> Result<()> {

@@ -107,7 +107,10 @@ async fn follow<K>(
         }
         interrupted |= event.is_err();
         match event {
-            Ok(watcher::Event::Init) => listed.clear(),
+            Ok(watcher::Event::Init) => {
+                listed.clear();
+                out.push(Report::Change(Change::Listing(kind)));
+            }
             Ok(watcher::Event::InitApply(object)) => {
                 listed.insert(identity(kind, &object));
                 out.extend(read(kind, &object, parse));

@@ -16,9 +16,10 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
-use crate::core::{Change, OurCondition, Plan, StatusPatch, Work, Write};
+use crate::core::{OurCondition, Plan, StatusPatch, Work, Write};
+use crate::election::Fence;
 use crate::ipam::ServiceKey;
-use crate::view::{ServiceView, Version};
+use crate::view::{ServiceView, Version, VipView};
 use crate::watch::{in_full, vip_view};
 use crate::{MANAGED_BY_LABEL, MANAGED_BY_VALUE};
 
@@ -28,8 +29,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A write that succeeded.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    /// The object as it is now.
-    Change(Change),
+    /// The VirtualIP of this address as it is now.
+    Vip(IpAddr, Box<VipView>),
     /// The Service as it is now, and what is to be told about it.
     Service {
         key: ServiceKey,
@@ -38,6 +39,17 @@ pub(crate) enum Answer {
     },
     /// The VirtualIP of this address and uid is gone.
     Deleted(IpAddr, String),
+}
+
+/// What is there in place of the version that a refused write was bound to.
+#[derive(Debug)]
+pub(crate) enum Reread {
+    /// This VirtualIP; a write that creates is bound to no version.
+    Vip(IpAddr, Box<VipView>, Option<Version>),
+    /// This Service.
+    Service(ServiceKey, Box<ServiceView>, Version),
+    /// Nothing: the VirtualIP of this address and uid is gone.
+    Gone(IpAddr, String),
 }
 
 /// Why a plan stopped.
@@ -64,7 +76,7 @@ pub(crate) struct Outcome {
     pub(crate) work: Work,
     pub(crate) answers: Vec<(Call, Answer)>,
     /// What was read because of a refusal.
-    pub(crate) reread: Option<Answer>,
+    pub(crate) reread: Option<Reread>,
     pub(crate) stop: Option<Stop>,
 }
 
@@ -90,13 +102,16 @@ impl From<kube::Error> for Failure {
 pub(crate) struct Writer {
     client: Client,
     vips: Api<VirtualIP>,
+    fence: Fence,
 }
 
 impl Writer {
-    pub(crate) fn new(client: Client) -> Self {
+    /// One that writes while `fence` is open.
+    pub(crate) fn new(client: Client, fence: Fence) -> Self {
         Self {
             vips: Api::all(client.clone()),
             client,
+            fence,
         }
     }
 
@@ -134,6 +149,9 @@ impl Writer {
     }
 
     async fn make(&self, write: &Write) -> Result<Answer, Failure> {
+        if !self.fence.is_open() {
+            return Err(Failure::Other("the lease has run out".to_owned()));
+        }
         let call = async {
             match write {
                 Write::CreateVip(spec) => self.create(spec).await,
@@ -160,7 +178,7 @@ impl Writer {
             ..PostParams::default()
         };
         let made = self.vips.create(&params, &object).await?;
-        Ok(Answer::Change(vip_change(ip, made)))
+        Ok(Answer::Vip(ip, view_of(made)))
     }
 
     async fn patch(
@@ -174,7 +192,7 @@ impl Writer {
             .vips
             .patch(&virtual_ip_name(ip), &params(), &Patch::Merge(&body))
             .await?;
-        Ok(Answer::Change(vip_change(ip, made)))
+        Ok(Answer::Vip(ip, view_of(made)))
     }
 
     async fn delete(&self, ip: IpAddr, version: &Version) -> Result<Answer, Failure> {
@@ -206,7 +224,7 @@ impl Writer {
     }
 
     /// Reads what a refused write was about.
-    async fn read(&self, write: &Write) -> Option<Answer> {
+    async fn read(&self, write: &Write) -> Option<Reread> {
         let reading = async {
             match write {
                 Write::PatchStatus(patch) => {
@@ -215,21 +233,19 @@ impl Writer {
                     // Gone: the watch will say so.
                     let service = api.get_opt(&patch.service.name).await.ok()??;
                     let (key, view) = ServiceView::of(&service)?;
-                    Some(Answer::Service {
-                        key,
-                        view: Box::new(view),
-                        event: None,
-                    })
+                    Some(Reread::Service(key, Box::new(view), patch.version.clone()))
                 }
                 Write::CreateVip(_) | Write::PatchVip { .. } | Write::DeleteVip { .. } => {
                     let ip = write.vip()?;
-                    match (self.vips.get_opt(&virtual_ip_name(ip)).await.ok()?, write) {
-                        (Some(vip), _) => Some(Answer::Change(vip_change(ip, vip))),
-                        (
-                            None,
-                            Write::PatchVip { version, .. } | Write::DeleteVip { version, .. },
-                        ) => Some(Answer::Deleted(ip, version.uid.clone())),
-                        (None, Write::CreateVip(_) | Write::PatchStatus(_)) => None,
+                    let refused = match write {
+                        Write::PatchVip { version, .. } | Write::DeleteVip { version, .. } => {
+                            Some(version.clone())
+                        }
+                        Write::CreateVip(_) | Write::PatchStatus(_) => None,
+                    };
+                    match self.vips.get_opt(&virtual_ip_name(ip)).await.ok()? {
+                        Some(vip) => Some(Reread::Vip(ip, view_of(vip), refused)),
+                        None => refused.map(|version| Reread::Gone(ip, version.uid)),
                     }
                 }
             }
@@ -251,8 +267,8 @@ fn call_of(write: &Write) -> Call {
     Call { verb, resource }
 }
 
-fn vip_change(ip: IpAddr, vip: VirtualIP) -> Change {
-    Change::VirtualIp(ip, Box::new(vip_view(&vip.metadata, vip.spec)))
+fn view_of(vip: VirtualIP) -> Box<VipView> {
+    Box::new(vip_view(&vip.metadata, vip.spec))
 }
 
 fn params() -> PatchParams {

@@ -8,21 +8,20 @@ use bellrock_api::{Claim as VipClaim, L2Placement, parse_virtual_ip_name};
 use super::{Change, Core, Kind, Work};
 use crate::ipam::{Claim, Family, ServiceKey, may_share};
 use crate::placement::Choice;
-use crate::view::{Labels, ServiceView, Version, VipView};
+use crate::view::{Labels, NodeView, ServiceView, Version, VipView};
 
 impl Core {
     /// Takes in what the cluster says.
     pub fn apply(&mut self, change: Change, now: std::time::Duration) {
         self.now = now;
         match change {
-            Change::Service(key, view) => self.apply_service(key, *view),
-            Change::Namespace(name, labels) => self.apply_namespace(&name, labels),
-            Change::Node(name, view) => {
-                if self.nodes.get(&name) != Some(&view) {
-                    self.nodes.insert(name, view);
-                    self.placing_changed();
-                }
+            Change::Listing(kind) => self.listing(kind),
+            Change::Service(key, view) => {
+                let source = Source::watched(&self.services_since, &key);
+                self.apply_service(key, *view, source);
             }
+            Change::Namespace(name, labels) => self.apply_namespace(&name, labels),
+            Change::Node(name, view) => self.apply_node(&name, Some(view)),
             Change::L2Advertisement(name, view) => {
                 if self.advertisements.get(&name) != Some(&*view) {
                     self.advertisements.insert(name, *view);
@@ -34,7 +33,10 @@ impl Core {
                     self.pools_changed();
                 }
             }
-            Change::VirtualIp(ip, view) => self.apply_vip(ip, *view),
+            Change::VirtualIp(ip, view) => {
+                let source = Source::watched(&self.vips_since, &ip);
+                self.apply_vip(ip, *view, source);
+            }
             Change::Gone(kind, namespace, name, uid) => {
                 self.gone(kind, &namespace, &name, Some(&uid));
             }
@@ -45,6 +47,7 @@ impl Core {
     /// Notes that we deleted the VirtualIP of this uid, or found it gone; the watch says so later.
     pub fn vip_deleted(&mut self, ip: IpAddr, uid: &str, now: std::time::Duration) {
         self.now = now;
+        note(&mut self.vips_since, &ip);
         if self.vips.get(&ip).is_some_and(|vip| vip.version.uid == uid) {
             self.buried.insert(ip, uid.to_owned());
             self.remove_vip(ip);
@@ -53,18 +56,68 @@ impl Core {
 
     /// Takes in a Service as our own write returned it, unless it is gone by now.
     pub fn service_written(&mut self, key: &ServiceKey, view: ServiceView) {
+        note(&mut self.services_since, key);
         if self
             .services
             .get(key)
             .is_some_and(|present| present.version.is_older_than(&view.version))
         {
-            self.apply_service(key.clone(), view);
+            self.apply_service(key.clone(), view, Source::News);
         }
     }
 
-    fn apply_service(&mut self, key: ServiceKey, view: ServiceView) {
+    /// Takes in a Service as it was read after a write to the version `refused` was refused. While
+    /// that still is what is known, what was read replaces it, older or not.
+    pub fn service_reread(&mut self, key: &ServiceKey, view: ServiceView, refused: &Version) {
+        let Some(present) = self.services.get(key) else {
+            return;
+        };
+        if present.version == *refused {
+            self.apply_service(key.clone(), view, Source::Truth);
+        } else {
+            self.service_written(key, view);
+        }
+    }
+
+    /// Takes in a VirtualIP as our own write returned it.
+    pub fn vip_written(&mut self, ip: IpAddr, view: VipView, now: std::time::Duration) {
+        self.now = now;
+        note(&mut self.vips_since, &ip);
+        self.apply_vip(ip, view, Source::News);
+    }
+
+    /// Takes in a VirtualIP as it was read after a write to the version `refused` was refused
+    /// (`None`: it should not have been there at all). While that still is what is known, what was
+    /// read replaces it, older or not.
+    pub fn vip_reread(
+        &mut self,
+        ip: IpAddr,
+        view: VipView,
+        refused: Option<&Version>,
+        now: std::time::Duration,
+    ) {
+        self.now = now;
+        let known = self.vips.get(&ip).map(|vip| &vip.version);
+        let source = if known == refused {
+            Source::Truth
+        } else {
+            Source::News
+        };
+        self.apply_vip(ip, view, source);
+    }
+
+    fn listing(&mut self, kind: Kind) {
+        match kind {
+            Kind::Service => self.services_since = Some(BTreeSet::new()),
+            Kind::VirtualIp => self.vips_since = Some(BTreeSet::new()),
+            // Nothing of these is taken in but from their watches, in order.
+            Kind::Namespace | Kind::Node | Kind::Pool | Kind::L2Advertisement => {}
+        }
+    }
+
+    fn apply_service(&mut self, key: ServiceKey, view: ServiceView, source: Source) {
         if let Some(present) = self.services.get(&key)
-            && (view.version.is_older_than(&present.version) || view == *present)
+            && (source.is_outdated(&view.version, &present.version) || view == *present)
         {
             return;
         }
@@ -100,12 +153,47 @@ impl Core {
         }
     }
 
-    fn apply_vip(&mut self, ip: IpAddr, view: VipView) {
-        if self.buried.get(&ip) == Some(&view.version.uid) {
+    /// Takes in a node, or that it is gone. Addresses that it came by or lost are looked at again:
+    /// by those who hold them, and by those who wait.
+    fn apply_node(&mut self, name: &str, view: Option<NodeView>) {
+        if self.nodes.get(name) == view.as_ref() {
             return;
         }
+        let has = view
+            .as_ref()
+            .map(|v| v.addresses.clone())
+            .unwrap_or_default();
+        let before = match view {
+            Some(view) => self.nodes.insert(name.to_owned(), view),
+            None => self.nodes.remove(name),
+        };
+        let had = before.map(|v| v.addresses).unwrap_or_default();
+        for ip in has.difference(&had) {
+            self.allocator.node_has(*ip, name);
+        }
+        for ip in had.difference(&has) {
+            self.allocator.node_has_not(*ip, name);
+        }
+        for ip in has.symmetric_difference(&had) {
+            let holding = self.allocator.holding(*ip);
+            for key in holding.into_iter().flat_map(|h| h.claims.keys()) {
+                self.queue.push(Work::Service(key.clone()));
+            }
+            self.retry_refused = true;
+        }
+        self.placing_changed();
+    }
+
+    fn apply_vip(&mut self, ip: IpAddr, view: VipView, source: Source) {
+        if self.buried.get(&ip) == Some(&view.version.uid) {
+            if source == Source::News {
+                return;
+            }
+            // A restore dug it up.
+            self.buried.remove(&ip);
+        }
         if let Some(present) = self.vips.get(&ip)
-            && (view.version.is_older_than(&present.version) || view == *present)
+            && (source.is_outdated(&view.version, &present.version) || view == *present)
         {
             return;
         }
@@ -144,11 +232,7 @@ impl Core {
             Kind::Namespace => {
                 self.namespaces.remove(name);
             }
-            Kind::Node => {
-                if self.nodes.remove(name).is_some() {
-                    self.placing_changed();
-                }
-            }
+            Kind::Node => self.apply_node(name, None),
             Kind::L2Advertisement => {
                 if self.advertisements.remove(name).is_some() {
                     self.placing_changed();
@@ -196,6 +280,11 @@ impl Core {
             if !present.contains(&(namespace.clone(), name.clone())) {
                 self.gone(kind, &namespace, &name, None);
             }
+        }
+        match kind {
+            Kind::Service => self.services_since = None,
+            Kind::VirtualIp => self.vips_since = None,
+            Kind::Namespace | Kind::Node | Kind::Pool | Kind::L2Advertisement => {}
         }
         let was_synced = self.is_synced();
         self.synced.insert(kind);
@@ -280,6 +369,15 @@ impl Core {
         }
         // Whoever waits for an address may have this one, or share it, or learn when.
         self.retry_refused = true;
+    }
+
+    /// As [`Core::follow_vip`], for every address that is recorded or held.
+    pub(super) fn follow_all(&mut self) {
+        let held = self.allocator.held_addresses();
+        let ips: BTreeSet<IpAddr> = held.chain(self.vips.keys().copied()).collect();
+        for ip in ips {
+            self.follow_vip(ip);
+        }
     }
 
     /// Makes the book say of `ip` what its VirtualIP says, and what is wanted beyond that.
@@ -392,6 +490,36 @@ impl Core {
             },
             None => Claim::default(),
         }
+    }
+}
+
+/// Where a view of an object comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// A watch, or the answer to a write: versions tell which is newer.
+    News,
+    /// A list, or a read because a write was refused: this is how it is. After a restore of the
+    /// cluster's store versions begin anew at an older one.
+    Truth,
+}
+
+impl Source {
+    /// What a watch tells of `what`, given what our writes changed since a list began.
+    fn watched<K: Ord>(since: &Option<BTreeSet<K>>, what: &K) -> Self {
+        match since {
+            Some(since) if !since.contains(what) => Self::Truth,
+            Some(_) | None => Self::News,
+        }
+    }
+
+    fn is_outdated(self, view: &Version, present: &Version) -> bool {
+        self == Self::News && view.is_older_than(present)
+    }
+}
+
+fn note<K: Ord + Clone>(since: &mut Option<BTreeSet<K>>, what: &K) {
+    if let Some(since) = since {
+        since.insert(what.clone());
     }
 }
 

@@ -106,6 +106,9 @@ pub enum Change {
     VirtualIp(IpAddr, Box<VipView>),
     /// The object is gone: its namespace (empty if it has none), name and uid.
     Gone(Kind, String, String, String),
+    /// A list of a kind begins: what is told of it until [`Change::Complete`] is listed, and true
+    /// whatever was known, but for what our own writes did meanwhile.
+    Listing(Kind),
     /// All objects of a kind have been told; those not named (namespace, name) are gone. The
     /// namespace is empty but for Services.
     Complete(Kind, BTreeSet<(String, String)>),
@@ -228,6 +231,10 @@ pub struct Core {
     /// Deleted by us, as long as the watch has not told so: address -> uid.
     buried: BTreeMap<IpAddr, String>,
     synced: BTreeSet<Kind>,
+    /// Services and VirtualIPs that our own writes changed since a list of their kind began, while
+    /// it goes on: what is listed of them may be older.
+    services_since: Option<BTreeSet<ServiceKey>>,
+    vips_since: Option<BTreeSet<IpAddr>>,
 
     allocator: Allocator,
     placement: Placement,
@@ -322,6 +329,22 @@ impl Core {
         self.services
             .get(key)
             .filter(|service| self.is_ours(service))
+    }
+
+    /// Begins a term: everything will be listed again, and until that is done nothing is decided.
+    /// What the leader before wrote last may not have been told yet.
+    pub fn take_up(&mut self) {
+        self.synced.clear();
+    }
+
+    /// Ends a term: forgets what was decided and may not be written, and what was under way.
+    pub fn stand_down(&mut self) {
+        self.queue = Queue::default();
+        self.wanted.clear();
+        self.refused.clear();
+        self.awaited.clear();
+        self.retry_refused = false;
+        self.follow_all();
     }
 
     /// The next plan that can start now, or `None` when there is nothing to do (yet).

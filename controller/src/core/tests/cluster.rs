@@ -204,6 +204,25 @@ impl Cluster {
         }
     }
 
+    /// What a backup of the store keeps.
+    pub(super) fn backup(&self) -> Self {
+        Self {
+            services: self.services.clone(),
+            namespaces: self.namespaces.clone(),
+            nodes: self.nodes.clone(),
+            pools: self.pools.clone(),
+            advertisements: self.advertisements.clone(),
+            vips: self.vips.clone(),
+            versions: self.versions,
+            ..Self::default()
+        }
+    }
+
+    /// The watches list again: nothing that was told before and not received arrives any more.
+    pub(super) fn relist(&mut self) {
+        self.news = self.listing().into();
+    }
+
     /// Another party touches a Service.
     pub(super) fn touch_service(&mut self, key: &ServiceKey) {
         if let Some(mut service) = self.services.get(key).cloned() {
@@ -330,6 +349,7 @@ impl Cluster {
                 .map(|n| (String::new(), n.clone()))
                 .collect()
         };
+        all.extend(Kind::ALL.map(Change::Listing));
         for service in self.services.values() {
             let (key, view) = ServiceView::of(service).unwrap();
             all.push(Change::Service(key, Box::new(view)));

@@ -29,6 +29,8 @@ enum Op {
     /// Let the controller hear, think and act so many times, with such fates.
     Run(Vec<(u8, Fate)>),
     Restart,
+    /// The controller loses its lease in the middle of what it does, and has it again.
+    Lose,
     Wait,
 }
 
@@ -74,6 +76,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0u8..8).prop_map(Op::TouchService),
         8 => prop::collection::vec((any::<u8>(), fate), 1..12).prop_map(Op::Run),
         1 => Just(Op::Restart),
+        1 => Just(Op::Lose),
         1 => Just(Op::Wait),
     ]
 }
@@ -179,6 +182,7 @@ proptest! {
                     cluster.touch_service(&ServiceKey::new("default", format!("s{n}")));
                 }
                 Op::Restart => controller = Controller::start(&mut cluster, controller.now),
+                Op::Lose => controller.lose(&mut cluster),
                 Op::Wait => controller.now += Duration::from_secs(6),
                 Op::Run(steps) => {
                     for (which, fate) in steps {

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::cluster::{Cluster, address, cluster, ips};
 use super::runner::{Controller, Fate, T0, run};
+use crate::core::Change;
 use crate::ipam::ServiceKey;
 
 #[test]
@@ -287,5 +288,155 @@ fn an_old_version_from_a_slow_watch_does_not_undo_what_was_written() {
             .allocator()
             .holding(address("192.0.2.0"))
             .is_none()
+    );
+}
+
+#[test]
+fn after_a_restore_of_the_store_the_lists_are_believed_though_their_versions_are_older() {
+    let mut cluster = cluster();
+    let mut controller = run(&mut cluster);
+    let kept = cluster.put_service("kept", json!({}), json!({}));
+    let deleted = cluster.put_service("deleted", json!({}), json!({}));
+    controller.settle_for_good(&mut cluster);
+    let backup = cluster.backup();
+
+    // What the restore undoes: a request, a deletion, a new Service, and many versions.
+    cluster.put_service("kept", json!({}), ips("192.0.2.6"));
+    cluster.delete_service(&deleted);
+    let lost = cluster.put_service("lost", json!({}), json!({}));
+    controller.settle_for_good(&mut cluster);
+    for _ in 0..20 {
+        cluster.touch_service(&kept);
+        cluster.touch_vip("192.0.2.6");
+    }
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&kept), ["192.0.2.6"]);
+    assert!(!cluster.addresses(&lost).is_empty());
+
+    cluster = backup;
+    cluster.relist();
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.writes, [], "what is restored is right as it is");
+    assert_eq!(cluster.addresses(&kept), ["192.0.2.0"]);
+    assert_eq!(cluster.addresses(&deleted), ["192.0.2.1"]);
+    // And what comes next is written on the versions that are there.
+    cluster.put_service("kept", json!({}), ips("192.0.2.5"));
+    cluster.delete_service(&deleted);
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&kept), ["192.0.2.5"]);
+    assert_eq!(cluster.vips.len(), 1);
+}
+
+#[test]
+fn a_refused_write_is_enough_to_learn_of_a_restore() {
+    let mut cluster = cluster();
+    let mut controller = run(&mut cluster);
+    let web = cluster.put_service("web", json!({}), json!({}));
+    let leaves = cluster.put_service("leaves", json!({}), json!({}));
+    controller.settle_for_good(&mut cluster);
+    let backup = cluster.backup();
+    for _ in 0..20 {
+        cluster.touch_service(&web);
+        cluster.touch_vip("192.0.2.1");
+    }
+    controller.settle_for_good(&mut cluster);
+
+    // The watches do not tell. The writes find it out: of a status, of a VirtualIP.
+    cluster = backup;
+    cluster.put_node(
+        "n1",
+        json!({ "status": { "addresses": [
+            { "type": "InternalIP", "address": "192.0.2.0" },
+        ]}}),
+    );
+    cluster.delete_service(&leaves);
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.condition(&web).unwrap().1, "AddressOfNode");
+    assert!(cluster.claims("192.0.2.1").is_none());
+    assert_eq!(cluster.addresses(&web), ["192.0.2.0"]);
+}
+
+#[test]
+fn a_list_from_before_a_write_of_ours_does_not_undo_it() {
+    let mut cluster = cluster();
+    let mut controller = run(&mut cluster);
+    let web = cluster.put_service("web", json!({}), json!({}));
+    let old = cluster.put_service("old", json!({}), json!({}));
+    controller.settle_for_good(&mut cluster);
+    cluster.put_service("web", json!({}), ips("192.0.2.6"));
+    cluster.delete_service(&old);
+    while controller.hear(&mut cluster) {}
+    // The lists are made, then the writes, then the lists arrive, then the news since.
+    let listing = cluster.listing();
+    for change in listing.iter().filter(|c| matches!(c, Change::Listing(_))) {
+        controller.core.apply(change.clone(), T0);
+    }
+    while controller.think() {}
+    while controller.plans() > 0 {
+        controller.act(&mut cluster, 0, Fate::Made);
+    }
+    let writes = cluster.writes.len();
+    for change in listing
+        .into_iter()
+        .filter(|c| !matches!(c, Change::Listing(_)))
+    {
+        controller.core.apply(change, T0);
+    }
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&web), ["192.0.2.6"]);
+    assert_eq!(cluster.vips.len(), 1);
+    let again = cluster.writes.split_off(writes);
+    assert!(again.is_empty(), "{again:?}");
+}
+
+#[test]
+fn who_takes_over_moves_nothing_though_it_has_not_heard_of_the_last_writes() {
+    let mut cluster = cluster();
+    let old = cluster.put_service("old", json!({}), json!({}));
+    let mut leader = run(&mut cluster);
+    leader.settle_for_good(&mut cluster);
+    // A follower that hears of this only: a Service waits, and the lowest address is free.
+    let mut follower = Controller::start(&mut cluster, T0);
+    let web = cluster.put_service("web", json!({}), json!({}));
+    for change in cluster.news.iter().cloned() {
+        follower.core.apply(change, T0);
+    }
+    leader.settle(&mut cluster);
+    assert_eq!(cluster.addresses(&web), ["192.0.2.1"]);
+    cluster.delete_service(&old);
+    for change in cluster.news.iter().cloned() {
+        follower.core.apply(change, T0);
+    }
+    leader.settle(&mut cluster);
+    cluster.writes.clear();
+    follower.take_up(&mut cluster);
+    follower.settle_for_good(&mut cluster);
+    assert_eq!(cluster.writes, []);
+    assert_eq!(cluster.addresses(&web), ["192.0.2.1"]);
+}
+
+#[test]
+fn a_decision_that_was_not_written_is_forgotten_with_the_lease() {
+    let mut cluster = cluster();
+    let mut controller = run(&mut cluster);
+    let web = cluster.put_service("web", json!({}), json!({}));
+    controller.hear(&mut cluster);
+    assert!(controller.think());
+    controller.core.stand_down();
+    let holding = controller.core.allocator().holding(address("192.0.2.0"));
+    assert!(holding.is_none(), "{holding:?}");
+    // Meanwhile another controller gave the address to another Service.
+    let mut other = Controller::start(&mut cluster, T0);
+    let first = cluster.put_service("first", json!({}), ips("192.0.2.0"));
+    other.hear(&mut cluster);
+    other.settle(&mut cluster);
+    let (had_web, had_first) = (cluster.addresses(&web), cluster.addresses(&first));
+    cluster.writes.clear();
+    controller.lose(&mut cluster);
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.writes, []);
+    assert_eq!(
+        (cluster.addresses(&web), cluster.addresses(&first)),
+        (had_web, had_first)
     );
 }

@@ -293,3 +293,61 @@ fn services_share_an_address_under_one_key() {
     controller.settle_for_good(&mut cluster);
     assert!(cluster.vips.is_empty());
 }
+
+fn node(addresses: &[&str]) -> Value {
+    let addresses: Vec<Value> = addresses
+        .iter()
+        .map(|a| json!({ "type": "InternalIP", "address": a }))
+        .collect();
+    json!({ "status": { "addresses": addresses } })
+}
+
+#[test]
+fn a_node_that_comes_by_the_address_of_a_service_is_told_of_and_moves_nothing() {
+    let mut cluster = cluster();
+    cluster.put_node("n1", node(&["192.0.2.0"]));
+    let mut controller = run(&mut cluster);
+    let web = cluster.put_service("web", json!({}), json!({}));
+    let named = cluster.put_service("named", json!({}), ips("192.0.2.7"));
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&web), ["192.0.2.1"]);
+
+    cluster.put_node("n2", node(&["192.0.2.1", "192.0.2.7"]));
+    controller.settle_for_good(&mut cluster);
+    for (key, address) in [(&web, "192.0.2.1"), (&named, "192.0.2.7")] {
+        assert_eq!(cluster.addresses(key), [address]);
+        assert!(cluster.claims(address).is_some());
+        let (met, reason, message) = cluster.condition(key).unwrap();
+        assert_eq!((met, reason.as_str()), (false, "AddressOfNode"));
+        assert!(message.contains("belongs to node n2"), "{message}");
+        let told = cluster.writes.iter().filter(|write| {
+            matches!(write, Write::PatchStatus(patch) if patch.service == *key && patch.event.is_some())
+        });
+        assert_eq!(told.count(), 2, "allocated, then of a node: once each");
+    }
+    // The Service asks for another address, and the node goes.
+    cluster.put_service("named", json!({}), ips("192.0.2.6"));
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&named), ["192.0.2.6"]);
+    cluster.delete_node("n2");
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&web), ["192.0.2.1"]);
+    assert_eq!(cluster.condition(&web).unwrap().1, "Allocated");
+}
+
+#[test]
+fn who_asks_for_the_address_of_a_node_waits_until_the_node_has_it_no_more() {
+    let mut cluster = cluster();
+    cluster.put_node("n1", node(&["192.0.2.4"]));
+    // Not even a reservation by hand hands it out.
+    cluster.put_vip_by_hand("192.0.2.4", &["default/web"]);
+    let mut controller = run(&mut cluster);
+    let web = cluster.put_service("web", json!({}), ips("192.0.2.4"));
+    controller.settle_for_good(&mut cluster);
+    assert!(cluster.addresses(&web).is_empty());
+    assert_eq!(cluster.condition(&web).unwrap().1, "AddressOfNode");
+    assert_eq!(cluster.claims("192.0.2.4").unwrap(), ["default/web"]);
+    cluster.put_node("n1", node(&["192.0.2.3"]));
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&web), ["192.0.2.4"]);
+}

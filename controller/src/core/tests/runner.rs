@@ -7,6 +7,7 @@ use bellrock_api::{parse_virtual_ip_name, virtual_ip_name};
 
 use super::cluster::{Cluster, Refused};
 use crate::core::{Change, Core, Plan, Settings, Work, Write};
+use crate::view::ServiceView;
 
 /// The time at which tests begin.
 pub(super) const T0: Duration = Duration::from_secs(1_000_000);
@@ -53,6 +54,23 @@ impl Controller {
         }
     }
 
+    /// Loses the lease, with what is under way, and takes up again.
+    pub(super) fn lose(&mut self, cluster: &mut Cluster) {
+        self.plans.clear();
+        self.core.stand_down();
+        self.take_up(cluster);
+    }
+
+    /// Comes to lead.
+    pub(super) fn take_up(&mut self, cluster: &mut Cluster) {
+        self.core.take_up();
+        cluster.relist();
+        assert!(
+            self.core.next(self.now).is_none(),
+            "nothing is decided before everything is listed"
+        );
+    }
+
     /// Receives the oldest piece of news; false when there is none.
     pub(super) fn hear(&mut self, cluster: &mut Cluster) -> bool {
         match cluster.news.pop_front() {
@@ -96,8 +114,10 @@ impl Controller {
                         self.core.vip_deleted(*ip, &version.uid, self.now);
                     }
                     (_, Some(Change::Service(key, view))) => self.core.service_written(&key, *view),
-                    (_, Some(change)) => self.core.apply(change, self.now),
-                    (_, None) => unreachable!(),
+                    (_, Some(Change::VirtualIp(ip, view))) => {
+                        self.core.vip_written(ip, *view, self.now);
+                    }
+                    (write, answer) => unreachable!("{write:?}: {answer:?}"),
                 }
                 if rest.is_empty() {
                     self.core.done(&work, false);
@@ -107,25 +127,34 @@ impl Controller {
             }
             Err(refused) => {
                 // What is there now is read again, unless the network is down.
-                if refused != Refused::Network
-                    && let Some(ip) = write.vip()
-                {
-                    match cluster.vips.get(&virtual_ip_name(ip)) {
-                        Some(vip) => {
-                            self.core
-                                .apply(Change::VirtualIp(ip, Box::new(vip.clone())), self.now);
-                        }
-                        None => {
-                            if let Write::PatchVip { version, .. }
-                            | Write::DeleteVip { version, .. } = &write
-                            {
-                                self.core.vip_deleted(ip, &version.uid, self.now);
-                            }
-                        }
-                    }
+                if refused != Refused::Network {
+                    self.reread(cluster, &write);
                 }
                 self.core.done(&work, true);
             }
+        }
+    }
+
+    fn reread(&mut self, cluster: &Cluster, write: &Write) {
+        let (ip, refused) = match write {
+            Write::CreateVip(spec) => (spec.ip().unwrap(), None),
+            Write::PatchVip { ip, version, .. } | Write::DeleteVip { ip, version } => {
+                (*ip, Some(version))
+            }
+            Write::PatchStatus(patch) => {
+                if let Some(service) = cluster.services.get(&patch.service) {
+                    let (key, view) = ServiceView::of(service).unwrap();
+                    self.core.service_reread(&key, view, &patch.version);
+                }
+                return;
+            }
+        };
+        match (cluster.vips.get(&virtual_ip_name(ip)), refused) {
+            (Some(vip), refused) => {
+                self.core.vip_reread(ip, vip.clone(), refused, self.now);
+            }
+            (None, Some(version)) => self.core.vip_deleted(ip, &version.uid, self.now),
+            (None, None) => {}
         }
     }
 
