@@ -239,12 +239,17 @@ impl Driver {
 
     /// Brings the ports in line with the interfaces.
     fn follow_links(&mut self, now: Instant) {
-        self.reopen = None;
         let wanted: BTreeMap<u32, Interface> = self
             .interfaces
             .iter()
             .map(|i| (i.index, i.clone()))
             .collect();
+        // Most events are of links that are not served: pods come and go.
+        let known = self.ports.iter().map(|(index, port)| (index, &port.interface));
+        if self.reopen.is_none() && wanted.iter().eq(known) {
+            return;
+        }
+        self.reopen = None;
         let gone: Vec<u32> = self
             .ports
             .iter()
@@ -431,7 +436,7 @@ impl Driver {
             state: best.as_ref().map_or(State::Idle, |view| view.state),
             epoch: best.as_ref().map_or(0, |view| view.epoch),
             owner,
-            rank: best.as_ref().map_or(0, |view| view.rank),
+            rank: best.as_ref().and_then(|view| view.rank),
             since: wall.checked_sub(since).unwrap_or(wall),
             cause: best.as_ref().and_then(|view| view.cause),
             foreign,

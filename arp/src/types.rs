@@ -206,8 +206,9 @@ pub struct AddressState {
     pub epoch: u64,
     /// Who holds it: this node, or the peer with the highest claim heard.
     pub owner: Option<String>,
-    /// This node's place among the nodes heard now; 1 would claim first.
-    pub rank: usize,
+    /// This node's place among the nodes heard now; 1 claims first. Told while
+    /// it counts: in WAIT and PROBE.
+    pub rank: Option<usize>,
     /// When `state` was entered.
     pub since: SystemTime,
     /// Why the address was claimed, or last lost.

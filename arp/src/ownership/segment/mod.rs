@@ -87,8 +87,8 @@ pub struct AddressView {
     pub epoch: u64,
     /// Who holds it.
     pub owner: Option<String>,
-    /// This node's rank now.
-    pub rank: usize,
+    /// This node's rank now, in WAIT and PROBE.
+    pub rank: Option<usize>,
     /// When the state was entered.
     pub entered: Instant,
     /// Why the address was claimed, or last lost.
@@ -229,7 +229,9 @@ impl Segment {
             state: machine.state(),
             epoch: machine.owned().unwrap_or(machine.highest()),
             owner,
-            rank: self.rank(address, &record.assignment),
+            // It costs a hash for each live peer: too much for every address.
+            rank: matches!(machine.state(), State::Wait | State::Probe)
+                .then(|| self.rank(address, &record.assignment)),
             entered: machine.entered(),
             cause: machine.cause(),
             foreign: machine.foreign(),
