@@ -5,22 +5,24 @@
 )]
 
 use std::collections::BTreeMap;
-use std::future::{Future, pending};
+use std::future::pending;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::pin::Pin;
+use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
-use tokio::io::{Interest, Ready};
+use tokio::io::Ready;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
-use crate::config::{Attributes, Error, PeerConfig};
-use crate::fsm::{Fsm, Input, Output};
-use crate::message::{Decoder, Message};
+use crate::config::{Attributes, Error, Password, PeerConfig};
+use crate::connection::{Connection, Event as Happened, Link};
+use crate::fsm::{Input, Output};
+use crate::message::Message;
+use crate::pair::{Pair, Slot};
 use crate::reason::{DownReason, StopReason, TcpFailure};
 use crate::rib::{AdjRibOut, RibSession};
 use crate::socket;
@@ -41,12 +43,18 @@ pub struct Peer {
     commands: mpsc::Sender<Command>,
     status: watch::Receiver<PeerStatus>,
     task: JoinHandle<()>,
+    address: IpAddr,
+    password: Option<Password>,
 }
+
+/// Routes to announce, and those to withdraw.
+type Changes = Vec<(IpNet, Option<Attributes>)>;
 
 #[derive(Debug)]
 enum Command {
-    Change(Vec<(IpNet, Option<Attributes>)>),
+    Change(Changes),
     Drain(Duration),
+    Accept(TcpStream),
     Stop(StopReason),
 }
 
@@ -60,11 +68,14 @@ impl Peer {
         config.validate()?;
         let (commands, inbox) = mpsc::channel(COMMANDS);
         let (sender, status) = watch::channel(PeerStatus::new(SystemTime::now()));
+        let (address, password) = (config.address, config.password.clone());
         let task = tokio::spawn(Task::new(config, routes, inbox, sender).run());
         Ok(Self {
             commands,
             status,
             task,
+            address,
+            password,
         })
     }
 
@@ -100,6 +111,21 @@ impl Peer {
         self.status.clone()
     }
 
+    /// Where connections that the peer opens are handed in.
+    pub(crate) fn door(&self) -> Door {
+        Door(self.commands.clone())
+    }
+
+    /// The peer's address.
+    pub(crate) fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Its TCP MD5 password.
+    pub(crate) fn password(&self) -> Option<&Password> {
+        self.password.as_ref()
+    }
+
     /// Ends the session with a NOTIFICATION and waits until the peer has
     /// closed too, at most a few seconds.
     pub async fn stop(mut self, reason: StopReason) {
@@ -110,45 +136,41 @@ impl Peer {
     }
 }
 
+/// Takes connections that a peer opened.
+#[derive(Debug, Clone)]
+pub(crate) struct Door(mpsc::Sender<Command>);
+
+impl Door {
+    /// Hands one in; it is closed if the peer is gone or busy.
+    pub(crate) fn hand_in(&self, stream: TcpStream) {
+        let _ = self.0.try_send(Command::Accept(stream));
+    }
+}
+
 impl Drop for Peer {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-type Connecting = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
-type Finishing = Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// The connection.
-enum Link {
-    None,
-    Connecting(Connecting),
-    Open(TcpStream),
-}
-
 /// What woke the task.
 enum Event {
     Command(Option<Command>),
     Deadline,
-    Connected(io::Result<TcpStream>),
-    Ready(io::Result<Ready>),
-    Finished,
+    Link(Slot, Happened),
 }
 
 struct Task {
     config: PeerConfig,
-    fsm: Fsm,
+    pair: Pair,
     rib: AdjRibOut,
-    decoder: Decoder,
-    link: Link,
-    /// The last connection, while its NOTIFICATION is on its way.
-    finishing: Option<Finishing>,
-    out: Vec<u8>,
+    active: Connection,
+    passive: Connection,
     inbox: mpsc::Receiver<Command>,
     sender: watch::Sender<PeerStatus>,
     status: PeerStatus,
     /// Until when changes are held back, and those.
-    drain: Option<(Instant, Vec<(IpNet, Option<Attributes>)>)>,
+    drain: Option<(Instant, Changes)>,
     stopped: bool,
 }
 
@@ -166,13 +188,11 @@ impl Task {
         let status = sender.borrow().clone();
         Self {
             // The standard library's hasher keys are the randomness at hand.
-            fsm: Fsm::new(config.clone(), RandomState::new().build_hasher().finish()),
+            pair: Pair::new(&config, RandomState::new().build_hasher().finish()),
             config,
             rib,
-            decoder: Decoder::default(),
-            link: Link::None,
-            finishing: None,
-            out: Vec::new(),
+            active: Connection::default(),
+            passive: Connection::default(),
             inbox,
             sender,
             status,
@@ -181,12 +201,21 @@ impl Task {
         }
     }
 
+    fn connection(&mut self, slot: Slot) -> &mut Connection {
+        match slot {
+            Slot::Active => &mut self.active,
+            Slot::Passive => &mut self.passive,
+        }
+    }
+
     async fn run(mut self) {
-        self.input(Input::Start);
+        self.pair.start(Instant::now());
+        self.act();
         loop {
             self.fill();
             self.publish();
-            if self.stopped && self.finishing.is_none() {
+            let farewell = self.active.finishing.is_some() || self.passive.finishing.is_some();
+            if self.stopped && !farewell {
                 return;
             }
             match self.event().await {
@@ -204,11 +233,12 @@ impl Task {
                 Event::Command(None) => return,
                 Event::Deadline => {
                     self.drained();
-                    self.input(Input::Tick);
+                    self.pair.tick(Instant::now());
+                    self.act();
                 }
-                Event::Connected(result) => self.connected(result),
-                Event::Ready(result) => self.ready(result),
-                Event::Finished => self.finishing = None,
+                Event::Link(slot, Happened::Connected(result)) => self.connected(slot, result),
+                Event::Link(slot, Happened::Ready(result)) => self.ready(slot, result),
+                Event::Link(slot, Happened::Finished) => self.connection(slot).finishing = None,
             }
         }
     }
@@ -217,7 +247,7 @@ impl Task {
     /// source before the event is returned.
     async fn event(&mut self) -> Event {
         let drained = self.drain.as_ref().map(|(until, _)| *until);
-        let deadline = [self.fsm.next_deadline(), drained]
+        let deadline = [self.pair.next_deadline(), drained]
             .into_iter()
             .flatten()
             .min();
@@ -227,29 +257,11 @@ impl Task {
                 None => pending().await,
             }
         };
-        let interest = if self.out.is_empty() {
-            Interest::READABLE
-        } else {
-            Interest::READABLE | Interest::WRITABLE
-        };
-        let link = async {
-            match &mut self.link {
-                Link::None => pending().await,
-                Link::Connecting(connecting) => Event::Connected(connecting.await),
-                Link::Open(stream) => Event::Ready(stream.ready(interest).await),
-            }
-        };
-        let finishing = async {
-            match &mut self.finishing {
-                Some(finishing) => finishing.await,
-                None => pending().await,
-            }
-        };
         tokio::select! {
             command = self.inbox.recv() => Event::Command(command),
             () = timer => Event::Deadline,
-            event = link => event,
-            () = finishing => Event::Finished,
+            event = self.active.event() => Event::Link(Slot::Active, event),
+            event = self.passive.event() => Event::Link(Slot::Passive, event),
         }
     }
 
@@ -265,14 +277,20 @@ impl Task {
                     self.drain = Some((Instant::now() + wait, Vec::new()));
                 }
             }
+            Command::Accept(stream) => {
+                if let Err(error) = self.accept(stream) {
+                    debug!(peer = %self.config.address, %error, "connection not taken");
+                }
+            }
             Command::Stop(reason) => {
                 self.stopped = true;
-                self.input(Input::Stop(reason));
+                self.pair.stop(&reason, Instant::now());
+                self.act();
             }
         }
     }
 
-    fn change(&mut self, changes: Vec<(IpNet, Option<Attributes>)>) {
+    fn change(&mut self, changes: Changes) {
         for (prefix, attributes) in changes {
             match attributes {
                 Some(attributes) => self.rib.announce(prefix, attributes),
@@ -289,58 +307,85 @@ impl Task {
         }
     }
 
-    fn connected(&mut self, result: io::Result<TcpStream>) {
-        self.link = Link::None;
+    /// Takes a connection that the peer opened, or drops it.
+    fn accept(&mut self, stream: TcpStream) -> io::Result<()> {
+        let local = stream.local_addr()?.ip();
+        let expected = self.config.source.is_none_or(|source| source == local);
+        if self.stopped || !expected {
+            return Ok(());
+        }
+        stream.set_nodelay(true)?;
+        socket::tune(&socket2::SockRef::from(&stream), &self.config)?;
+        if self.pair.accept(local, Instant::now()) {
+            // What a replaced connection still had to say goes first.
+            self.act_until_open(stream);
+        }
+        Ok(())
+    }
+
+    fn act_until_open(&mut self, stream: TcpStream) {
+        let mut stream = Some(stream);
+        while let Some((slot, output)) = self.pair.poll_output() {
+            let begins = slot == Slot::Passive && matches!(output, Output::Send(Message::Open(_)));
+            if begins && let Some(stream) = stream.take() {
+                self.passive.open(stream);
+            }
+            self.output(slot, output);
+        }
+        self.look();
+    }
+
+    fn connected(&mut self, slot: Slot, result: io::Result<TcpStream>) {
+        self.connection(slot).link = Link::None;
         let opened = result.and_then(|stream| {
             let local = stream.local_addr()?.ip();
             Ok((stream, local))
         });
         match opened {
             Ok((stream, local)) => {
-                self.link = Link::Open(stream);
-                self.decoder = Decoder::default();
-                self.out.clear();
-                self.input(Input::TcpConnected(local));
+                self.connection(slot).open(stream);
+                self.input(slot, Input::TcpConnected(local));
             }
-            Err(error) => self.input(Input::TcpFailed(socket::failure(&error))),
+            Err(error) => self.input(slot, Input::TcpFailed(socket::failure(&error))),
         }
     }
 
-    fn ready(&mut self, result: io::Result<Ready>) {
+    fn ready(&mut self, slot: Slot, result: io::Result<Ready>) {
         let done = match result {
-            Ok(ready) => self.transfer(ready),
+            Ok(ready) => self.transfer(slot, ready),
             Err(error) => Err(socket::failure(&error)),
         };
         if let Err(failure) = done {
-            self.link = Link::None;
-            self.input(Input::TcpFailed(failure));
+            self.connection(slot).link = Link::None;
+            self.input(slot, Input::TcpFailed(failure));
         }
     }
 
     /// Moves octets as far as the socket goes, once in each direction.
-    fn transfer(&mut self, ready: Ready) -> Result<(), TcpFailure> {
+    fn transfer(&mut self, slot: Slot, ready: Ready) -> Result<(), TcpFailure> {
+        let connection = self.connection(slot);
         if ready.is_writable()
-            && !self.out.is_empty()
-            && let Link::Open(stream) = &self.link
+            && !connection.out.is_empty()
+            && let Link::Open(stream) = &connection.link
         {
-            match stream.try_write(&self.out) {
+            match stream.try_write(&connection.out) {
                 Ok(count) => {
-                    self.out.drain(..count);
-                    self.input(Input::Written);
+                    connection.out.drain(..count);
+                    self.input(slot, Input::Written);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // Why the peer closed may be there to be read.
                 Err(error) if !ready.is_readable() => return Err(socket::failure(&error)),
-                Err(_) => self.out.clear(),
+                Err(_) => connection.out.clear(),
             }
         }
         if (ready.is_readable() || ready.is_read_closed() || ready.is_error())
-            && let Link::Open(stream) = &self.link
+            && let Link::Open(stream) = &self.connection(slot).link
         {
             let mut octets = [0; READ];
             match stream.try_read(&mut octets) {
                 Ok(0) => return Err(TcpFailure::Closed),
-                Ok(count) => self.received(octets.get(..count).unwrap_or_default()),
+                Ok(count) => self.received(slot, octets.get(..count).unwrap_or_default()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(socket::failure(&error)),
             }
@@ -348,11 +393,12 @@ impl Task {
         Ok(())
     }
 
-    fn received(&mut self, octets: &[u8]) {
-        self.decoder.push(octets);
+    fn received(&mut self, slot: Slot, octets: &[u8]) {
+        self.connection(slot).decoder.push(octets);
         // A message may end the session, and the rest with it.
-        while matches!(self.link, Link::Open(_)) {
-            match self.decoder.next(self.fsm.context()) {
+        while self.connection(slot).is_open() {
+            let context = self.pair.context(slot);
+            match self.connection(slot).decoder.next(context) {
                 None => return,
                 Some(Ok(message)) => {
                     self.status.messages_received.count(&message);
@@ -362,20 +408,28 @@ impl Task {
                         self.status.malformed_updates += 1;
                         debug!(peer = %self.config.address, faults = ?update.faults, "malformed UPDATE");
                     }
-                    self.input(Input::Received(message));
+                    self.input(slot, Input::Received(message));
                 }
-                Some(Err(notification)) => self.input(Input::Malformed(notification)),
+                Some(Err(notification)) => self.input(slot, Input::Malformed(notification)),
             }
         }
     }
 
-    /// Feeds the machine and does what it wants done.
-    fn input(&mut self, input: Input) {
-        self.fsm.handle(input, Instant::now());
-        while let Some(output) = self.fsm.poll_output() {
-            self.output(output);
+    /// Feeds the machines and does what they want done.
+    fn input(&mut self, slot: Slot, input: Input) {
+        self.pair.handle(slot, input, Instant::now());
+        self.act();
+    }
+
+    fn act(&mut self) {
+        while let Some((slot, output)) = self.pair.poll_output() {
+            self.output(slot, output);
         }
-        let state = self.fsm.state();
+        self.look();
+    }
+
+    fn look(&mut self) {
+        let state = self.pair.state();
         if self.status.state != state {
             debug!(peer = %self.config.address, from = %self.status.state, to = %state, "state");
             self.status.state = state;
@@ -383,18 +437,14 @@ impl Task {
         }
     }
 
-    fn output(&mut self, output: Output) {
+    fn output(&mut self, slot: Slot, output: Output) {
         match output {
             Output::Connect => {
-                self.link = Link::Connecting(Box::pin(socket::connect(self.config.clone())));
+                let connecting = Box::pin(socket::connect(self.config.clone()));
+                self.connection(slot).link = Link::Connecting(connecting);
             }
-            Output::Send(message) => self.send(&message),
-            Output::Close => {
-                let rest = std::mem::take(&mut self.out);
-                if let Link::Open(stream) = std::mem::replace(&mut self.link, Link::None) {
-                    self.finishing = Some(Box::pin(socket::finish(stream, rest)));
-                }
-            }
+            Output::Send(message) => self.send(slot, &message),
+            Output::Close => self.connection(slot).close(),
             Output::Up(session) => {
                 info!(
                     peer = %self.config.address, router_id = %session.peer_router_id,
@@ -412,14 +462,17 @@ impl Task {
                     role: self.config.role,
                 });
             }
-            Output::Down(reason) => self.down(&reason),
+            Output::Down(reason) => self.down(slot, &reason),
             Output::Refresh(family) => self.rib.refresh(family),
         }
     }
 
-    fn down(&mut self, reason: &DownReason) {
-        self.rib.close();
-        self.out.clear();
+    fn down(&mut self, slot: Slot, reason: &DownReason) {
+        // The other connection's session may be up.
+        if self.pair.up().is_none() {
+            self.rib.close();
+        }
+        self.connection(slot).out.clear();
         let mut words = reason.to_string();
         let silence = matches!(
             reason,
@@ -438,8 +491,10 @@ impl Task {
         self.status.last_error = Some(words);
     }
 
-    fn send(&mut self, message: &Message) {
-        match message.encode(self.fsm.context(), &mut self.out) {
+    fn send(&mut self, slot: Slot, message: &Message) {
+        let context = self.pair.context(slot);
+        let encoded = message.encode(context, &mut self.connection(slot).out);
+        match encoded {
             Ok(()) => self.status.messages_sent.count(message),
             // The RIB packs to the limit and nothing else grows.
             Err(error) => warn!(peer = %self.config.address, %error, "message not sent"),
@@ -448,16 +503,19 @@ impl Task {
 
     /// Builds UPDATEs, only as many as the peer is likely to take soon.
     fn fill(&mut self) {
-        while self.out.len() < OUT_LOW {
+        let Some(slot) = self.pair.up() else {
+            return;
+        };
+        while self.connection(slot).out.len() < OUT_LOW {
             let Some(message) = self.rib.next_message() else {
                 return;
             };
-            self.send(&message);
+            self.send(slot, &message);
         }
     }
 
     fn publish(&mut self) {
-        let session = self.fsm.session();
+        let session = self.pair.session();
         self.status.peer_router_id = session.map(|session| session.peer_router_id);
         self.status.peer_asn = session.map(|session| session.peer_asn);
         self.status.families = self.rib.families();

@@ -76,6 +76,8 @@ pub struct Fsm {
     jitter: Jitter,
     /// Sessions in a row that failed.
     failures: u32,
+    /// Never connects: the peer does.
+    passive: bool,
     /// A session was up once.
     was_up: bool,
     /// The peer refused our OPEN for its optional parameters: try one without
@@ -94,9 +96,39 @@ impl Fsm {
             outputs: VecDeque::new(),
             jitter: Jitter(seed),
             failures: 0,
+            passive: false,
             was_up: false,
             bare: false,
         }
+    }
+
+    /// A machine that never connects: [`Fsm::accept`] brings it to life.
+    pub fn passive(config: PeerConfig, seed: u64) -> Self {
+        Self {
+            passive: true,
+            ..Self::new(config, seed)
+        }
+    }
+
+    /// The peer has connected to this address of ours (events 16 and 17); the
+    /// machine must be in Idle.
+    pub fn accept(&mut self, local: IpAddr, now: Instant) {
+        self.send(Message::Open(self.our_open()));
+        self.timers = Timers {
+            hold: Some(now + OPEN_HOLD),
+            ..Timers::default()
+        };
+        self.inner = Inner::OpenSent { local };
+    }
+
+    /// Whether it pauses after a session that failed.
+    pub fn rests(&self, now: Instant) -> bool {
+        self.timers.idle_hold.is_some_and(|until| until > now)
+    }
+
+    /// The peer had a session with us on another connection.
+    pub fn was_up(&mut self) {
+        self.was_up = true;
     }
 
     /// Its state.
@@ -487,6 +519,9 @@ impl Fsm {
     }
 
     fn retry_later(&mut self, failure: TcpFailure, now: Instant) -> Inner {
+        if self.passive {
+            return self.fail(DownReason::Tcp(failure), None, now);
+        }
         self.outputs
             .push_back(Output::Down(DownReason::Tcp(failure)));
         let retry = now + self.jitter.of(self.config.connect_retry);
@@ -522,7 +557,9 @@ impl Fsm {
     /// Ends everything until the next Start.
     fn stop(&mut self, reason: StopReason, tell: bool) -> Inner {
         let notification = tell.then(|| reason.notification());
-        self.failures = 0;
+        if reason != StopReason::Collision {
+            self.failures = 0;
+        }
         self.close(DownReason::Stopped(reason), notification);
         Inner::Idle
     }

@@ -15,17 +15,21 @@
 //!
 //! - [`message`]: the wire format, both ways. Pure, cannot panic.
 //! - [`fsm`]: the state machine of RFC 4271 with all its timers. Pure.
+//! - [`pair`]: the two connections of a peer, and which stays. Pure.
 //! - [`rib`]: Adj-RIB-Out, packed into as few UPDATEs as possible. Pure.
-//! - [`Peer`]: sockets and the clock, on tokio.
+//! - [`Peer`]: sockets and the clock, on tokio. [`Listener`], if there is one,
+//!   hands it the connections that its peer opens.
 //!
-//! It is not a router: it has no best path, no policy on what it receives, no
-//! listener. `cargo run -p bellrock-bgp --example announce` shows it at work
+//! It is not a router: it has no best path and no policy on what it receives. `cargo run -p bellrock-bgp --example announce` shows it at work
 //! without anything around it.
 
 mod config;
+mod connection;
 mod driver;
 pub mod fsm;
+mod listener;
 pub mod message;
+pub mod pair;
 mod reason;
 pub mod rib;
 mod socket;
@@ -34,6 +38,7 @@ mod status;
 pub use config::{Attributes, Error, MAX_PASSWORD, Password, PeerAsn, PeerConfig, Restart};
 pub use driver::Peer;
 pub use fsm::State;
+pub use listener::Listener;
 pub use reason::{DownReason, StopReason, TcpFailure};
 pub use rib::Refusal;
 pub use status::{MessageCounts, PeerStatus};

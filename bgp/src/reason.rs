@@ -19,6 +19,9 @@ pub enum StopReason {
     /// Cease, Other Configuration Change: a session with other settings
     /// follows.
     ConfigurationChange,
+    /// Cease, Connection Collision Resolution: the other connection to this
+    /// peer stays.
+    Collision,
     /// Our process ends and another one continues. Where graceful restart was
     /// negotiated the connection closes without a NOTIFICATION, so that the
     /// peer keeps our routes; elsewhere this is an administrative shutdown.
@@ -34,6 +37,7 @@ impl StopReason {
             }
             Self::PeerDeconfigured => Notification::peer_deconfigured(),
             Self::ConfigurationChange => Notification::configuration_change(),
+            Self::Collision => Notification::collision(),
             Self::Restart => Notification::administrative_shutdown(Some("restart")),
         }
     }
@@ -42,7 +46,7 @@ impl StopReason {
     pub(crate) fn is_final(&self) -> bool {
         match self {
             Self::AdministrativeShutdown(_) | Self::PeerDeconfigured => true,
-            Self::ConfigurationChange | Self::Restart => false,
+            Self::ConfigurationChange | Self::Collision | Self::Restart => false,
         }
     }
 }
@@ -152,6 +156,9 @@ impl fmt::Display for DownReason {
             }
             Self::Stopped(StopReason::ConfigurationChange) => {
                 f.write_str("stopped: the peer's configuration changed")
+            }
+            Self::Stopped(StopReason::Collision) => {
+                f.write_str("stopped: another connection to the peer stays")
             }
             Self::Stopped(StopReason::Restart) => f.write_str("stopped: this process restarts"),
         }

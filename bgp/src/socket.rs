@@ -29,8 +29,21 @@ pub(crate) async fn connect(config: PeerConfig) -> io::Result<TcpStream> {
     if let Some(password) = &config.password {
         tcp::set_md5_key(socket.as_fd(), config.address, password.octets())?;
     }
+    tune(&socket, &config)?;
+    if let Some(source) = config.source {
+        socket.bind(&SocketAddr::new(source, 0).into())?;
+    }
+    TcpSocket::from_std_stream(socket.into())
+        .connect(peer)
+        .await
+}
+
+/// What holds for connections of either side: priority, and the TTL that is
+/// sent and asked for.
+pub(crate) fn tune(socket: &Socket, config: &PeerConfig) -> io::Result<()> {
+    let v4 = config.address.is_ipv4();
     let one_hop = !config.multihop && !config.peer_asn.is_internal(config.local_asn);
-    if peer.is_ipv4() {
+    if v4 {
         socket.set_tos_v4(INTERNETWORK_CONTROL)?;
         if config.ttl_security.is_some() {
             socket.set_ttl_v4(255)?;
@@ -48,14 +61,9 @@ pub(crate) async fn connect(config: PeerConfig) -> io::Result<TcpStream> {
     if let Some(hops) = config.ttl_security {
         // 255 where the peer is on the link.
         let least = u8::MAX.saturating_sub(hops.saturating_sub(1));
-        tcp::set_least_ttl(socket.as_fd(), peer.is_ipv4(), least)?;
+        tcp::set_least_ttl(socket.as_fd(), v4, least)?;
     }
-    if let Some(source) = config.source {
-        socket.bind(&SocketAddr::new(source, 0).into())?;
-    }
-    TcpSocket::from_std_stream(socket.into())
-        .connect(peer)
-        .await
+    Ok(())
 }
 
 /// Sends what is left, says that nothing follows, and waits until the peer has

@@ -34,6 +34,10 @@ impl std::fmt::Display for State {
 /// What happens to the machine. Serialisable, so that a run can be recorded
 /// and replayed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one at a time; boxing would cost an allocation a message"
+)]
 pub enum Input {
     /// ManualStart (event 1).
     Start,
@@ -55,6 +59,10 @@ pub enum Input {
 
 /// What the machine wants done, in this order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one at a time; boxing would cost an allocation a message"
+)]
 pub enum Output {
     /// Open a connection to the peer.
     Connect,

@@ -126,6 +126,10 @@ impl Context {
 
 /// A message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one at a time; boxing would cost an allocation a message"
+)]
 pub enum Message {
     /// Type 1.
     Open(Open),
