@@ -192,11 +192,24 @@ impl Lab {
         Ok(controller)
     }
 
+    /// Starts another replica beside the first, on another port, and waits
+    /// likewise.
+    pub fn start_second_controller(&self) -> Result<Workload> {
+        let text = serde_json::to_string(&self.installed()?.controller)?;
+        let pod = serde_json::from_str(&text.replace("9617", "9619"))?;
+        let controller = self.launch_controller_as("controller-2", &pod)?;
+        controller.wait_ready()?;
+        Ok(controller)
+    }
+
     fn launch_controller(&self) -> Result<Workload> {
-        let pod = self.installed()?.controller;
+        self.launch_controller_as("controller", &self.installed()?.controller)
+    }
+
+    fn launch_controller_as(&self, name: &str, pod: &PodSpec) -> Result<Workload> {
         let host = self.topology().with_role(Role::ControlPlane).next();
         let host = host.context("no control plane")?.to_owned();
-        self.launch("controller", &host, None, &pod)
+        self.launch(name, &host, None, pod)
     }
 
     /// Starts the speaker of a node and waits likewise.
