@@ -9,6 +9,14 @@ pub const LOAD_BALANCER_IPS: &str = "bellrock.dev/load-balancer-ips";
 /// Service annotation: Services with the same key may share one address.
 pub const SHARING_KEY: &str = "bellrock.dev/sharing-key";
 
+/// On a VirtualIP of the controller that nobody claims any more: when its last claim went (RFC
+/// 3339). It is deleted, and its address free, when the `reuseDelay` of its pool has passed.
+pub const RELEASED_AT: &str = "bellrock.dev/released-at";
+
+/// Beside [`RELEASED_AT`]: the Service that held it last (`namespace/name`), and may have it back
+/// at once.
+pub const RELEASED_BY: &str = "bellrock.dev/released-by";
+
 /// Type of the condition that the controller keeps in `Service.status.conditions`.
 /// Its reason is an [`AllocationReason`](crate::AllocationReason).
 pub const CONDITION_LOAD_BALANCER: &str = "bellrock.dev/LoadBalancer";

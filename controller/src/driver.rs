@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use kube::Client;
 use tokio::sync::{mpsc, watch};
@@ -59,6 +59,8 @@ pub(crate) struct Driver {
     watches: JoinSet<()>,
     reports: mpsc::Receiver<Report>,
     start: Instant,
+    /// When that was, since the epoch.
+    began: Duration,
     /// Plans under way; their work by task, in case one panics.
     plans: JoinSet<Outcome>,
     busy: BTreeMap<Id, Work>,
@@ -101,6 +103,9 @@ impl Driver {
             metrics,
             waiting,
             start: Instant::now(),
+            began: SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap_or_default(),
             plans: JoinSet::new(),
             busy: BTreeMap::new(),
             retries: BTreeMap::new(),
@@ -161,8 +166,9 @@ impl Driver {
         }
     }
 
+    /// The time since the epoch; it goes on evenly, whatever is done to the clock.
     fn now(&self) -> Duration {
-        self.start.elapsed()
+        self.began.saturating_add(self.start.elapsed())
     }
 
     fn may_write(&self) -> bool {
@@ -421,7 +427,7 @@ impl Driver {
     fn next_timer(&self) -> Option<Instant> {
         let retry = self.retries.keys().next().map(|(at, _)| *at);
         let rest = self.core.next_deadline().filter(|_| self.may_write());
-        let rest = rest.map(|at| self.start + at);
+        let rest = rest.map(|at| self.start + at.saturating_sub(self.began));
         [retry, rest, self.pools_due].into_iter().flatten().min()
     }
 

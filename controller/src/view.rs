@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use bellrock_api::annotations::{
     ADDRESS_POOL, CONDITION_LOAD_BALANCER, LABEL_EXCLUDE_NODE, LOAD_BALANCER_IPS,
@@ -237,6 +238,26 @@ pub struct VipView {
     pub managed: bool,
     /// What it says.
     pub spec: VirtualIPSpec,
+    /// When its last claim went, and whose that was.
+    pub released: Option<Release>,
+}
+
+impl VipView {
+    /// The release after which it only keeps the address from being given out again too early.
+    #[must_use]
+    pub fn at_rest(&self) -> Option<&Release> {
+        let unclaimed = self.managed && self.spec.claims.is_empty();
+        self.released.as_ref().filter(|_| unclaimed)
+    }
+}
+
+/// The end of an address's last claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Release {
+    /// When, since the epoch, in whole milliseconds.
+    pub at: Duration,
+    /// Who held it last.
+    pub by: Option<ServiceKey>,
 }
 
 /// A node, as far as allocation and placement look.

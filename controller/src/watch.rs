@@ -7,12 +7,14 @@ use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::time::Duration;
 
+use bellrock_api::annotations::{RELEASED_AT, RELEASED_BY};
 use bellrock_api::{
     IPAddressPool, L2Advertisement, VirtualIP, VirtualIPSpec, parse_virtual_ip_name,
     virtual_ip_name,
 };
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::{Namespace, Node, Service};
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{ApiResource, DynamicObject};
 use kube::core::PartialObjectMeta;
 use kube::runtime::utils::{Backoff, ResetTimerBackoff};
@@ -23,8 +25,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::core::{Change, Kind};
+use crate::ipam::ServiceKey;
 use crate::pools::PoolView;
-use crate::view::{AdvertisementView, NodeView, ServiceView, Version, VipView};
+use crate::view::{AdvertisementView, NodeView, Release, ServiceView, Version, VipView};
 use crate::{MANAGED_BY_LABEL, MANAGED_BY_VALUE};
 
 /// After so long without an error, the next one is the first again.
@@ -254,7 +257,19 @@ pub(crate) fn vip_view(
         version: Version::of(meta),
         managed: label.is_some_and(|value| value == MANAGED_BY_VALUE),
         spec,
+        released: release(meta),
     }
+}
+
+/// When and by whom a VirtualIP was released, as its annotations say.
+fn release(meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> Option<Release> {
+    let annotation = |name: &str| meta.annotations.as_ref()?.get(name);
+    let at: Timestamp = annotation(RELEASED_AT)?.parse().ok()?;
+    let by = annotation(RELEASED_BY).and_then(|text| text.split_once('/'));
+    Some(Release {
+        at: Duration::from_millis(u64::try_from(at.as_millisecond()).ok()?),
+        by: by.map(|(namespace, name)| ServiceKey::new(namespace, name)),
+    })
 }
 
 /// Delays between attempts: from a tenth of a second to three seconds, so that the controller is
@@ -321,6 +336,31 @@ mod tests {
         }
         assert!(named("192.0.2.1", "192.0.2.2", json!({})).is_err());
         assert!(named("web", "192.0.2.2", json!({})).is_err());
+    }
+
+    #[test]
+    fn a_release_is_read_as_it_is_written_and_nonsense_is_none() {
+        let read = |annotations: serde_json::Value| {
+            let spec = json!({ "address": "192.0.2.1" });
+            let object = object(json!({
+                "metadata": { "name": "192.0.2.1", "annotations": annotations }, "spec": spec,
+            }));
+            let Ok(Some(Change::VirtualIp(_, view))) = vip(&object) else {
+                panic!();
+            };
+            view.released
+        };
+        let release = Release {
+            at: Duration::from_millis(1_767_225_600_123),
+            by: Some(ServiceKey::new("default", "web")),
+        };
+        assert_eq!(
+            read(crate::write::annotations(Some(&release))),
+            Some(release)
+        );
+        assert_eq!(read(json!({})), None);
+        assert_eq!(read(json!({ RELEASED_AT: "soon" })), None);
+        assert_eq!(read(json!({ RELEASED_AT: "1969-01-01T00:00:00Z" })), None);
     }
 
     #[test]

@@ -7,7 +7,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use bellrock_api::annotations::{CONDITION_LOAD_BALANCER, CONTROLLER_NAME};
+use bellrock_api::annotations::{
+    CONDITION_LOAD_BALANCER, CONTROLLER_NAME, RELEASED_AT, RELEASED_BY,
+};
 use bellrock_api::{AllocationReason, VirtualIP, VirtualIPSpec, virtual_ip_name};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -19,7 +21,7 @@ use serde_json::{Value, json};
 use crate::core::{OurCondition, Plan, StatusPatch, Work, Write};
 use crate::election::Fence;
 use crate::ipam::ServiceKey;
-use crate::view::{ServiceView, Version, VipView};
+use crate::view::{Release, ServiceView, Version, VipView};
 use crate::watch::{in_full, vip_view};
 use crate::{MANAGED_BY_LABEL, MANAGED_BY_VALUE};
 
@@ -155,7 +157,12 @@ impl Writer {
         let call = async {
             match write {
                 Write::CreateVip(spec) => self.create(spec).await,
-                Write::PatchVip { ip, version, spec } => self.patch(*ip, version, spec).await,
+                Write::PatchVip {
+                    ip,
+                    version,
+                    spec,
+                    released,
+                } => self.patch(*ip, version, spec, released.as_ref()).await,
                 Write::DeleteVip { ip, version } => self.delete(*ip, version).await,
                 Write::PatchStatus(patch) => self.patch_status(patch).await,
             }
@@ -186,8 +193,11 @@ impl Writer {
         ip: IpAddr,
         version: &Version,
         spec: &VirtualIPSpec,
+        released: Option<&Release>,
     ) -> Result<Answer, Failure> {
-        let body = json!({ "metadata": bound_to(version), "spec": vip_patch(spec) });
+        let mut metadata = bound_to(version);
+        metadata["annotations"] = annotations(released);
+        let body = json!({ "metadata": metadata, "spec": vip_patch(spec) });
         let made = self
             .vips
             .patch(&virtual_ip_name(ip), &params(), &Patch::Merge(&body))
@@ -281,6 +291,16 @@ fn params() -> PatchParams {
 /// The metadata that makes the API server refuse a patch of any other version.
 fn bound_to(version: &Version) -> Value {
     json!({ "uid": version.uid, "resourceVersion": version.resource })
+}
+
+/// The annotations of a VirtualIP that was released so, for a merge patch.
+pub(crate) fn annotations(released: Option<&Release>) -> Value {
+    let at = released.and_then(|release| {
+        let millis = i64::try_from(release.at.as_millis()).ok()?;
+        Some(Timestamp::from_millisecond(millis).ok()?.to_string())
+    });
+    let by = released.and_then(|release| release.by.as_ref());
+    json!({ RELEASED_AT: at, RELEASED_BY: by.map(ToString::to_string) })
 }
 
 /// The merge patch that makes a VirtualIP's spec say what `spec` says: what is absent there is

@@ -365,8 +365,9 @@ fn no_pods_no_announcement(world: &World, address: Ipv4Addr) {
 fn deleted_leaves_nothing(world: &World, address: Ipv4Addr) {
     world.lab.delete_service("web").unwrap();
     world.is_not_announced(address);
-    world.until("the VirtualIP is gone", || {
-        let left = world.lab.kubectl(&["get", "virtualips", "-o", "name"])?;
+    world.until("nobody claims a VirtualIP", || {
+        let claims = "jsonpath={.items[*].spec.claims[*].name}";
+        let left = world.lab.kubectl(&["get", "virtualips", "-o", claims])?;
         ensure!(left.is_empty(), "{left}");
         Ok(())
     });

@@ -8,7 +8,7 @@ use bellrock_api::{Claim as VipClaim, L2Placement, parse_virtual_ip_name};
 use super::{Change, Core, Kind, Work};
 use crate::ipam::{Claim, Family, ServiceKey, may_share};
 use crate::placement::Choice;
-use crate::view::{Labels, NodeView, ServiceView, Version, VipView};
+use crate::view::{Labels, NodeView, Release, ServiceView, Version, VipView};
 
 impl Core {
     /// Takes in what the cluster says.
@@ -335,6 +335,11 @@ impl Core {
         }
         self.allocator
             .set_pools(self.pools.in_force().cloned().collect());
+        // Their rests are as long as the pools say now.
+        let resting = self.vips.iter().filter(|(_, vip)| vip.at_rest().is_some());
+        for ip in resting.map(|(ip, _)| *ip).collect::<Vec<_>>() {
+            self.follow_vip(ip);
+        }
         self.retry_refused = true;
         self.placing_changed();
     }
@@ -393,7 +398,8 @@ impl Core {
                 )
             })
             .collect();
-        if vip.is_some() {
+        let at_rest = vip.and_then(VipView::at_rest).cloned();
+        if vip.is_some() && at_rest.is_none() {
             self.allocator.record(ip);
         }
         for (key, claim) in &recorded {
@@ -421,8 +427,10 @@ impl Core {
                 self.release(ip, &key);
             }
         }
-        if !self.vips.contains_key(&ip) {
-            self.allocator.unrecord(ip, self.now);
+        match at_rest {
+            Some(Release { at, by }) => self.allocator.lay_to_rest(ip, at, by, self.now),
+            None if !self.vips.contains_key(&ip) => self.allocator.unrecord(ip, self.now),
+            None => {}
         }
     }
 

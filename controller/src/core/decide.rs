@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::LoadBalancerIngress;
 
 use super::{Core, OurCondition, Refused, StatusPatch, Write};
 use crate::ipam::{Backend, Claim, Family, Refusal, Request, ServiceKey, Settlement};
-use crate::view::{ServiceView, VipView, port_claims};
+use crate::view::{Release, ServiceView, VipView, port_claims};
 
 impl Core {
     /// Decides for a Service, enters the decision into the book, and returns the writes.
@@ -142,7 +142,7 @@ impl Core {
     }
 
     /// The write that takes `key`'s claim off the VirtualIP of `ip`. One that we made goes with
-    /// its last claim.
+    /// its last claim, or rests first.
     fn let_go(&mut self, ip: IpAddr, key: &ServiceKey) -> Option<Write> {
         let recorded = self
             .vips
@@ -158,9 +158,20 @@ impl Core {
         claims.retain(|c| c.namespace != key.namespace || c.name != key.name);
         self.drop_orphans(ip, &vip, &mut claims);
         if claims.is_empty() && vip.managed {
-            return Some(Write::DeleteVip {
+            if self.allocator.reuse_delay(ip).is_zero() {
+                return Some(Write::DeleteVip {
+                    ip,
+                    version: vip.version,
+                });
+            }
+            let mut spec = vip.spec;
+            spec.claims = claims;
+            spec.l2 = None;
+            return Some(Write::PatchVip {
                 ip,
                 version: vip.version,
+                spec: Box::new(spec),
+                released: Some(self.release_by(key)),
             });
         }
         Some(self.rewrite(ip, &vip, claims))
@@ -214,6 +225,15 @@ impl Core {
             ip,
             version: vip.version.clone(),
             spec: Box::new(spec),
+            released: None,
+        }
+    }
+
+    fn release_by(&self, key: &ServiceKey) -> Release {
+        let millis = u64::try_from(self.now.as_millis()).unwrap_or(u64::MAX);
+        Release {
+            at: std::time::Duration::from_millis(millis),
+            by: Some(key.clone()),
         }
     }
 

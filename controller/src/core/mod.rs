@@ -9,6 +9,10 @@
 //! just decided so ([`Core::wanted`]) and whose write is under way. A write that fails is simply
 //! decided again: whatever the cluster then says is true.
 //!
+//! A released address rests: its VirtualIP stays, without claims and with the time of the release,
+//! until the pool's `reuseDelay` is over, so that a restart does not cut the rest short. Time is
+//! counted from the epoch for that reason, and never goes back.
+//!
 //! One Service has at most one plan under way, and so does one VirtualIP; different ones run side
 //! by side.
 
@@ -31,7 +35,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use crate::ipam::{Allocator, ServiceKey};
 use crate::placement::{Candidate, Placement};
 use crate::pools::{PoolBook, PoolView};
-use crate::view::{AdvertisementView, Labels, NodeView, ServiceView, Version, VipView};
+use crate::view::{AdvertisementView, Labels, NodeView, Release, ServiceView, Version, VipView};
 
 pub use pool_status::PoolPatch;
 use queue::Queue;
@@ -127,6 +131,8 @@ pub enum Write {
         version: Version,
         /// What it shall say.
         spec: Box<VirtualIPSpec>,
+        /// When it was released, if that is what the patch does.
+        released: Option<Release>,
     },
     /// Delete a VirtualIP, if it still is of this version.
     DeleteVip {
@@ -353,8 +359,9 @@ impl Core {
         if !self.is_synced() {
             return None;
         }
-        if self.allocator.end_rests(now) {
+        for ip in self.allocator.end_rests(now) {
             self.retry_refused = true;
+            self.queue.push(Work::Vip(ip));
         }
         while let Some(work) = self.pop() {
             let writes = match &work {
@@ -386,13 +393,9 @@ impl Core {
         self.queue.push(work);
     }
 
-    /// When there will be something to do without any news: the end of the next rest, if somebody
-    /// waits for an address.
+    /// When there will be something to do without any news: the end of the next rest.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
-        if self.refused.is_empty() {
-            return None;
-        }
         self.allocator.next_rest_end()
     }
 

@@ -28,7 +28,8 @@ impl Core {
                 ip,
                 version: vip.version,
             };
-            return if vip.managed && unused {
+            let rests = vip.released.is_some() && self.allocator.rest(ip).is_some();
+            return if vip.managed && unused && !rests {
                 vec![delete]
             } else {
                 Vec::new()
@@ -43,6 +44,7 @@ impl Core {
             ip,
             version: vip.version,
             spec: Box::new(spec),
+            released: None,
         }]
     }
 

@@ -43,6 +43,7 @@ impl Core {
         let mut outside: BTreeMap<&str, Vec<IpAddr>> = BTreeMap::new();
         for (ip, vip) in &self.vips {
             if let Some(pool) = vip.spec.pool.as_deref()
+                && vip.at_rest().is_none()
                 && !self.allocator.pool(pool).is_some_and(|p| p.contains(*ip))
             {
                 outside.entry(pool).or_default().push(*ip);

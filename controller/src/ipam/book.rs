@@ -223,17 +223,63 @@ impl Allocator {
         self.rest_ends.first().map(|(end, _)| *end)
     }
 
-    /// Frees the addresses whose rest is over; true when there were any.
-    pub fn end_rests(&mut self, now: Duration) -> bool {
-        let mut any = false;
+    /// Frees the addresses whose rest is over, and names them.
+    pub fn end_rests(&mut self, now: Duration) -> Vec<IpAddr> {
+        let mut ended = Vec::new();
         while let Some(&(end, ip)) = self.rest_ends.first()
             && end <= now
         {
             self.end_rest(ip);
             self.put_free(ip);
-            any = true;
+            ended.push(ip);
         }
-        any
+        ended
+    }
+
+    /// How long `ip` rests when it is released.
+    #[must_use]
+    pub fn reuse_delay(&self, ip: IpAddr) -> Duration {
+        let delays = self.pools_of(ip).map(|pool| pool.reuse_delay);
+        delays.max().unwrap_or_default()
+    }
+
+    /// Notes that `ip` was released at `since` by `last`, and that nothing else is recorded of it:
+    /// it rests until the `reuseDelay` of its pool is over. Its holders, if any, keep it.
+    pub fn lay_to_rest(
+        &mut self,
+        ip: IpAddr,
+        since: Duration,
+        last: Option<ServiceKey>,
+        now: Duration,
+    ) {
+        match self.holdings.get_mut(&ip) {
+            Some(holding) if !holding.claims.is_empty() => {
+                holding.recorded = true;
+                return;
+            }
+            Some(_) => {
+                self.holdings.remove(&ip);
+                for &index in pools_at(&self.segments, ip) {
+                    self.pools[index].parts[slot(Family::of(ip))].held -= 1;
+                }
+            }
+            None => self.end_rest(ip),
+        }
+        // Clocks of several machines may differ: nothing rests longer than it should from now.
+        let end = since.min(now).saturating_add(self.reuse_delay(ip));
+        if end <= now {
+            self.put_free(ip);
+            return;
+        }
+        if let Some(last) = &last {
+            self.left_by.entry(last.clone()).or_default().insert(ip);
+        }
+        self.resting.insert(ip, Rest { end, last });
+        self.rest_ends.insert((end, ip));
+        for &index in pools_at(&self.segments, ip) {
+            self.pools[index].take(ip);
+            self.pools[index].parts[slot(Family::of(ip))].resting += 1;
+        }
     }
 
     /// Notes that a VirtualIP of `ip` exists.
@@ -340,26 +386,7 @@ impl Allocator {
             Some(holding) if !holding.recorded && holding.claims.is_empty() => {}
             Some(_) | None => return,
         }
-        self.holdings.remove(&ip);
-        let mut delay = Duration::ZERO;
-        for &index in pools_at(&self.segments, ip) {
-            let state = &mut self.pools[index];
-            state.parts[slot(Family::of(ip))].held -= 1;
-            delay = delay.max(state.pool.reuse_delay);
-        }
-        if delay.is_zero() {
-            self.put_free(ip);
-            return;
-        }
-        let end = now.saturating_add(delay);
-        if let Some(last) = &last {
-            self.left_by.entry(last.clone()).or_default().insert(ip);
-        }
-        self.resting.insert(ip, Rest { end, last });
-        self.rest_ends.insert((end, ip));
-        for &index in pools_at(&self.segments, ip) {
-            self.pools[index].parts[slot(Family::of(ip))].resting += 1;
-        }
+        self.lay_to_rest(ip, now, last, now);
     }
 
     /// Ends the rest of `ip` without freeing it.

@@ -319,12 +319,13 @@ fn delete(lab: &Lab, screen: &mut Screen, address: Ipv4Addr) -> Result<()> {
     screen.chapter("kubectl delete: nothing is left behind");
     lab.delete_service("web")?;
     screen.check("the address is free", || {
-        lab.until("the VirtualIP is gone", SOON, || {
-            let left = lab.kubectl(&["get", "virtualips", "-o", "name"])?;
+        lab.until("nobody claims a VirtualIP", SOON, || {
+            let claims = "jsonpath={.items[*].spec.claims[*].name}";
+            let left = lab.kubectl(&["get", "virtualips", "-o", claims])?;
             ensure!(left.is_empty(), "left: {left}");
             Ok(())
         })?;
-        Ok(((), format!("no VirtualIP {address}")))
+        Ok(((), format!("no Service claims {address}")))
     })?;
     screen.check("the routes are gone, in FRR and in its kernel", || {
         lab.until_routed("r1", address, &[])?;

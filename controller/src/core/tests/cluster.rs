@@ -172,6 +172,7 @@ impl Cluster {
             version,
             managed: false,
             spec,
+            released: None,
         };
         self.vips.insert(name, view.clone());
         self.tell_vip(&view);
@@ -244,12 +245,18 @@ impl Cluster {
                     version: self.version(None),
                     managed: true,
                     spec: *spec.clone(),
+                    released: None,
                 };
                 self.vips.insert(name, view.clone());
                 self.tell_vip(&view);
                 Some(Change::VirtualIp(spec.ip().unwrap(), Box::new(view)))
             }
-            Write::PatchVip { ip, version, spec } => {
+            Write::PatchVip {
+                ip,
+                version,
+                spec,
+                released,
+            } => {
                 let name = virtual_ip_name(*ip);
                 let present = self.vips.get(&name).ok_or(Refused::Missing)?;
                 if present.version != *version {
@@ -261,6 +268,7 @@ impl Cluster {
                     version,
                     managed,
                     spec: *spec.clone(),
+                    released: released.clone(),
                 };
                 self.vips.insert(name, view.clone());
                 self.tell_vip(&view);

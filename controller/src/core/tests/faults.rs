@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::cluster::{Cluster, ips};
 use super::runner::{Controller, Fate};
 use crate::ipam::{Backend, Claim, ServiceKey, may_share};
-use crate::view::ServiceView;
+use crate::view::{ServiceView, VipView};
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -220,7 +220,8 @@ proptest! {
         for key in held.keys() {
             prop_assert!(cluster.services.contains_key(key), "{} is gone and holds an address", key);
         }
-        prop_assert!(cluster.vips.values().all(|v| !v.spec.claims.is_empty()));
+        let kept = |v: &VipView| !v.spec.claims.is_empty() || v.at_rest().is_some();
+        prop_assert!(cluster.vips.values().all(kept));
         // Nothing moves unasked: pools change, controllers restart, everything is touched.
         let before: BTreeMap<ServiceKey, Vec<String>> =
             cluster.services.keys().map(|k| (k.clone(), cluster.addresses(k))).collect();

@@ -1,12 +1,14 @@
 //! What is recorded, adopted, reserved and placed, case by case. Every case ends with a second pass and a restart that must
 //! write nothing.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::cluster::{Cluster, address, cluster, ips};
 use super::runner::{Controller, Fate, T0, run};
 use crate::core::Change;
-use crate::ipam::ServiceKey;
+use crate::ipam::{Family, ServiceKey};
 
 #[test]
 fn a_virtual_ip_made_by_hand_reserves_its_address_and_outlives_its_service() {
@@ -439,4 +441,59 @@ fn a_decision_that_was_not_written_is_forgotten_with_the_lease() {
         (cluster.addresses(&web), cluster.addresses(&first)),
         (had_web, had_first)
     );
+}
+
+#[test]
+fn a_released_address_rests_across_restarts_and_its_record_goes_when_the_rest_is_over() {
+    let mut cluster = cluster();
+    let spec = json!({ "addresses": ["192.0.2.0-192.0.2.1"], "reuseDelay": "60s" });
+    cluster.put_pool("main", spec);
+    let mut controller = run(&mut cluster);
+    let web = cluster.put_service("web", json!({}), json!({}));
+    controller.settle_for_good(&mut cluster);
+    controller.now += Duration::from_millis(1_500);
+    cluster.writes.clear();
+    cluster.delete_service(&web);
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.writes.len(), 1);
+    assert_eq!(cluster.claims("192.0.2.0").unwrap(), Vec::<String>::new());
+
+    // Another controller, half a minute later: others do not get the address, nor by name.
+    let mut other = Controller::start(&mut cluster, controller.now + Duration::from_secs(30));
+    other.settle_for_good(&mut cluster);
+    let usage = other.core.allocator().usage("main", Family::V4).unwrap();
+    assert_eq!((usage.assigned, usage.available), (0, 1));
+    let named = cluster.put_service("named", json!({}), ips("192.0.2.0"));
+    let next = cluster.put_service("next", json!({}), json!({}));
+    let late = cluster.put_service("late", json!({}), json!({}));
+    other.settle_for_good(&mut cluster);
+    assert_eq!(cluster.condition(&named).unwrap().1, "AddressResting");
+    assert_eq!(cluster.addresses(&next), ["192.0.2.1"]);
+    assert!(cluster.addresses(&late).is_empty());
+    cluster.delete_service(&named);
+    other.settle_for_good(&mut cluster);
+
+    // Its last holder has it back at once, and then it rests anew.
+    cluster.put_service("web", json!({}), json!({}));
+    other.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&web), ["192.0.2.0"]);
+    assert_eq!(cluster.vips["192.0.2.0"].released, None);
+    cluster.delete_service(&web);
+    other.settle_for_good(&mut cluster);
+    assert!(cluster.addresses(&late).is_empty());
+
+    // The rest ends: who waits gets the address; and a record that nobody takes over is deleted.
+    let mut last = Controller::start(&mut cluster, other.now + Duration::from_millis(59_999));
+    last.settle_for_good(&mut cluster);
+    assert!(cluster.addresses(&late).is_empty());
+    last.now += Duration::from_millis(1);
+    assert_eq!(last.core.next_deadline(), Some(last.now));
+    last.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&late), ["192.0.2.0"]);
+    cluster.delete_service(&late);
+    last.settle_for_good(&mut cluster);
+    last.now += Duration::from_secs(60);
+    last.settle_for_good(&mut cluster);
+    assert_eq!(cluster.vips.len(), 1);
+    assert_eq!(last.core.next_deadline(), None);
 }
