@@ -3,6 +3,7 @@
 //! Installed as `kubectl-bellrock` it answers to `kubectl bellrock` too.
 
 mod dump;
+mod probe;
 mod status;
 mod table;
 mod why;
@@ -64,6 +65,10 @@ enum Command {
     Why(why::Args),
     /// Print the CustomResourceDefinitions as YAML
     Crds,
+    /// Ask a running speaker how it is: for probes
+    Probe(probe::Args),
+    /// Remove the forwarding that a speaker left on this node
+    Cleanup,
 }
 
 #[tokio::main]
@@ -95,6 +100,10 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Speaker(args) => bellrock_speaker::run(args).await?,
         Command::Status(args) => return status::run(&args).await,
         Command::Why(args) => return why::run(&args).await,
+        Command::Probe(args) => return probe::run(&args),
+        Command::Cleanup => {
+            bellrock_forward::Forwarder::remove_table().context("remove the forwarding table")?;
+        }
         Command::Crds => {
             let all = bellrock_api::crd_yaml()
                 .into_iter()

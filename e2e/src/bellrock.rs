@@ -23,7 +23,9 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
 use crate::cluster::kubeconfig;
-use crate::container::{Folder, Surroundings, capabilities, confined, expand, readiness, user};
+use crate::container::{
+    Folder, Readiness, Surroundings, capabilities, confined, expand, readiness, user,
+};
 use crate::lab::{Lab, program};
 use crate::netns::run_in;
 use crate::parts::{self, Part};
@@ -47,7 +49,8 @@ pub(crate) struct Installed {
 pub struct Workload {
     process: Arc<Process>,
     netns: PathBuf,
-    ready: Option<(u16, String)>,
+    program: PathBuf,
+    ready: Option<Readiness>,
     kubeconfig: PathBuf,
 }
 
@@ -91,12 +94,23 @@ impl Workload {
 
     /// Makes its readiness probe once.
     pub fn probe(&self) -> Result<()> {
-        let Some((port, path)) = &self.ready else {
-            return Ok(());
-        };
-        let server = (Ipv4Addr::LOCALHOST, *port).into();
-        let (status, body) = run_in(&self.netns, || probe::request("GET", server, path))??;
-        ensure!((200..400).contains(&status), "{path}: {status} {body}");
+        match &self.ready {
+            None => {}
+            Some(Readiness::Http(port, path)) => {
+                let server = (Ipv4Addr::LOCALHOST, *port).into();
+                let (status, body) = run_in(&self.netns, || probe::request("GET", server, path))??;
+                ensure!((200..400).contains(&status), "{path}: {status} {body}");
+            }
+            Some(Readiness::Exec(args)) => {
+                let output = Command::new(&self.program).args(args).output()?;
+                ensure!(
+                    output.status.success(),
+                    "{}{}",
+                    String::from_utf8_lossy(&output.stdout),
+                    String::from_utf8_lossy(&output.stderr)
+                );
+            }
+        }
         Ok(())
     }
 }
@@ -277,11 +291,19 @@ impl Lab {
             .chain(container.args.iter().flatten())
             .map(|arg| context.place(&expand(arg, &env)).into())
             .collect();
+        let ready = readiness(container)?.map(|ready| match ready {
+            Readiness::Exec(args) => {
+                let placed = args.iter().map(|arg| context.place(&expand(arg, &env)));
+                Readiness::Exec(placed.collect())
+            }
+            http => http,
+        });
+        let program = self.runnable(user)?;
         let process = self.start_process(
             host,
             Task {
                 name: name.to_owned(),
-                program: self.runnable(user)?,
+                program: program.clone(),
                 args,
                 env,
                 user,
@@ -293,7 +315,8 @@ impl Lab {
         Ok(Workload {
             process,
             netns: self.host(host).path(),
-            ready: readiness(container)?,
+            program,
+            ready,
             kubeconfig: config,
         })
     }

@@ -149,10 +149,25 @@ pub(crate) fn confined(container: &Container) -> bool {
     context.and_then(|c| c.allow_privilege_escalation) == Some(false)
 }
 
-pub(crate) fn readiness(container: &Container) -> Result<Option<(u16, String)>> {
-    let probe = container.readiness_probe.as_ref();
-    let Some(http) = probe.and_then(|probe| probe.http_get.as_ref()) else {
+/// A readiness probe.
+#[derive(Clone, Debug)]
+pub(crate) enum Readiness {
+    /// `GET` this path of this port.
+    Http(u16, String),
+    /// Run the container's program with these arguments.
+    Exec(Vec<String>),
+}
+
+pub(crate) fn readiness(container: &Container) -> Result<Option<Readiness>> {
+    let Some(probe) = container.readiness_probe.as_ref() else {
         return Ok(None);
+    };
+    if let Some(exec) = &probe.exec {
+        let args = exec.command.iter().flatten().skip(1).cloned().collect();
+        return Ok(Some(Readiness::Exec(args)));
+    }
+    let Some(http) = &probe.http_get else {
+        bail!("this kind of readiness probe is not known here");
     };
     let port = match &http.port {
         IntOrString::Int(port) => *port,
@@ -165,7 +180,7 @@ pub(crate) fn readiness(container: &Container) -> Result<Option<(u16, String)>> 
             .with_context(|| format!("no container port is named {name}"))?,
     };
     let path = http.path.clone().unwrap_or_else(|| "/".to_owned());
-    Ok(Some((u16::try_from(port)?, path)))
+    Ok(Some(Readiness::Http(u16::try_from(port)?, path)))
 }
 
 /// Replaces `$(NAME)` as Kubernetes does.

@@ -27,6 +27,7 @@ mod secrets;
 mod serve;
 pub mod status;
 pub mod turn;
+mod uninstall;
 pub mod watch;
 
 pub use run::{Args, run};

@@ -3,11 +3,13 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use bellrock_api::{
     BGPAdvertisement, BGPPeer, Community, IPAddressPool, L2Advertisement, VirtualIP,
 };
+use bellrock_forward::Forwarder;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -26,6 +28,7 @@ use crate::core::{Core, Edges};
 use crate::plan::Settings;
 use crate::routes::Routes;
 use crate::status::{self, Recorder, View};
+use crate::uninstall::Installation;
 use crate::watch::{Kind, Update, each, follow};
 use crate::{convert, secrets, serve};
 
@@ -65,9 +68,21 @@ pub struct Args {
     /// node.kubernetes.io/exclude-from-external-load-balancers
     #[arg(long)]
     pub ignore_exclude_label: bool,
+    /// Address for BGP peers to connect to, usually port 179 (repeatable);
+    /// without it the speaker opens every session itself
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub bgp_listen: Vec<SocketAddr>,
     /// Address for /healthz, /readyz and /metrics
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:9618")]
     pub listen: SocketAddr,
+    /// Unix socket for the same, of this process alone: on the host's network
+    /// the port may still be that of the speaker that this one replaces
+    #[arg(long, value_name = "PATH")]
+    pub health_socket: Option<PathBuf>,
+    /// The DaemonSet that the speaker belongs to: when it is deleted, the
+    /// speaker removes the forwarding as it ends
+    #[arg(long, env = "BELLROCK_DAEMON_SET", value_name = "NAME")]
+    pub daemon_set: Option<String>,
 }
 
 fn ethertype(text: &str) -> Result<u16, String> {
@@ -104,6 +119,17 @@ pub async fn run(args: Args) -> Result<()> {
     let (view, viewed) = channel::channel(View::starting(&args.node_name));
     let mut tasks = JoinSet::new();
     tasks.spawn(serve::serve(args.listen, viewed.clone(), stop.clone()));
+    if let Some(path) = &args.health_socket {
+        let listener = serve::listen(path)
+            .with_context(|| format!("listen on the health socket {}", path.display()))?;
+        tasks.spawn(serve::serve_socket(listener, viewed.clone(), stop.clone()));
+    }
+    let installation = args.daemon_set.clone().map(|name| {
+        let api = Api::namespaced(client.clone(), &args.namespace);
+        let (installation, work) = Installation::new(api, name);
+        tasks.spawn(work);
+        Arc::new(installation)
+    });
     tasks.spawn(status::publish(
         client.clone(),
         args.node_name.clone(),
@@ -127,6 +153,8 @@ pub async fn run(args: Args) -> Result<()> {
         l2: L2::new(handle),
         routes: Routes::open()?,
         secrets: wanted,
+        bgp_listen: args.bgp_listen,
+        installation: installation.clone(),
         recorder,
         view,
     };
@@ -143,8 +171,18 @@ pub async fn run(args: Args) -> Result<()> {
         }
     };
     stop.cancel();
+    let uninstalled = match &installation {
+        Some(installation) => installation.is_over().await,
+        None => false,
+    };
     tasks.shutdown().await;
     match &result {
+        Ok(()) if uninstalled => {
+            tokio::task::spawn_blocking(Forwarder::remove_table)
+                .await?
+                .context("remove the forwarding table")?;
+            tracing::info!("uninstalled; forwarding is removed");
+        }
         Ok(()) => tracing::info!("stopped; forwarding stays in the kernel"),
         Err(error) => tracing::error!(error = format!("{error:#}"), "giving up"),
     }

@@ -1,6 +1,8 @@
 //! `/healthz`, `/readyz` and `/metrics`.
 
+use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use axum::Router;
 use axum::extract::State;
@@ -8,6 +10,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use tokio::net::UnixListener;
 use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
 
@@ -15,14 +18,37 @@ use crate::status::View;
 
 type Viewed = channel::Receiver<View>;
 
-/// Serves until `stop`. A port that is taken is tried again: the speaker's
-/// work does not depend on it.
-pub(crate) async fn serve(listen: SocketAddr, view: Viewed, stop: CancellationToken) {
-    let router = Router::new()
+fn router(view: Viewed) -> Router {
+    Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .with_state(view);
+        .with_state(view)
+}
+
+/// Listens on a Unix socket, in the place of one that was left there.
+pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => UnixListener::bind(path),
+    }
+}
+
+/// Serves on the Unix socket until `stop`. Unlike the port, which the speaker
+/// of a node that is about to be replaced may still hold, the socket is this
+/// process's own: what it says of health and readiness is about no other.
+pub(crate) async fn serve_socket(listener: UnixListener, view: Viewed, stop: CancellationToken) {
+    let server =
+        axum::serve(listener, router(view)).with_graceful_shutdown(stop.clone().cancelled_owned());
+    if let Err(error) = server.await {
+        tracing::warn!(%error, "the health socket ended");
+    }
+    stop.cancelled().await;
+}
+
+/// Serves until `stop`. A port that is taken is tried again: the speaker's
+/// work does not depend on it.
+pub(crate) async fn serve(listen: SocketAddr, view: Viewed, stop: CancellationToken) {
     let listener = loop {
         match tokio::net::TcpListener::bind(listen).await {
             Ok(listener) => break listener,
@@ -32,10 +58,10 @@ pub(crate) async fn serve(listen: SocketAddr, view: Viewed, stop: CancellationTo
         }
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(std::time::Duration::from_secs(5)) => {}
+            () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {}
         }
     };
-    let server = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
+    let server = axum::serve(listener, router(view)).with_graceful_shutdown(stop.cancelled_owned());
     if let Err(error) = server.await {
         tracing::warn!(%error, "health and metrics ended");
     }

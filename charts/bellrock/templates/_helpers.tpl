@@ -41,16 +41,6 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   value: {{ .Values.logFormat | quote }}
 {{- end -}}
 
-{{- define "bellrock.probes" -}}
-livenessProbe:
-  httpGet: {path: /healthz, port: {{ . }}}
-  periodSeconds: 10
-  failureThreshold: 6
-readinessProbe:
-  httpGet: {path: /readyz, port: {{ . }}}
-  periodSeconds: 5
-{{- end -}}
-
 {{- define "bellrock.scheduling" -}}
 priorityClassName: {{ .priorityClassName }}
 {{- with .nodeSelector }}
