@@ -117,7 +117,7 @@ impl Lab {
         ground::check_root()?;
         parts::check_tools(options.kube_proxy)?;
         let topology = Topology::load(&options.topology)?;
-        parts::ensure(&Part::ALL, &*options.say)?;
+        parts::ensure(&Part::NAMESPACES, &*options.say)?;
         ground::sweep()?;
         let ground = Ground::claim()?;
         let started = Self::start(&ground, topology, options);

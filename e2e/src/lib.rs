@@ -20,6 +20,8 @@ pub mod bench;
 pub mod bird;
 pub mod capture;
 #[cfg(feature = "lab")]
+pub mod clab;
+#[cfg(feature = "lab")]
 pub mod cluster;
 #[cfg(feature = "lab")]
 mod container;

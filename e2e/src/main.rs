@@ -19,7 +19,7 @@ use bellrock_e2e::cluster::KubeProxy;
 use bellrock_e2e::lab::{Lab, Options, default_topology, lab_program};
 use bellrock_e2e::parts::{self, Part};
 use bellrock_e2e::topology::Role;
-use bellrock_e2e::{agent, bench, demo, echo, ground, probe, suite};
+use bellrock_e2e::{agent, bench, clab, demo, echo, ground, probe, suite};
 use clap::{Parser, Subcommand};
 
 /// A Kubernetes cluster on this machine: nodes, clients and routers are
@@ -55,6 +55,10 @@ enum Subject {
         #[arg(long, value_name = "PROGRAM", value_parser = known_part)]
         path: Option<Part>,
     },
+    /// Test the image and the chart on nodes with a real kubelet
+    ///
+    /// Needs Docker, or starts a Docker engine of its own where none runs.
+    Cluster(clab::Args),
     /// Measure the whole path: times, memory, pulled cables
     Bench(bench::Args),
     /// Probe an echo server by UDP and report when it did not answer
@@ -132,6 +136,7 @@ fn main() -> ExitCode {
             };
             measure(server, seconds, pace, json)
         }
+        Subject::Cluster(args) => clab::run(&args),
         Subject::Bench(args) => bench::run(&args),
         Subject::Agent(args) => agent::run(args),
         Subject::Echo(args) => echo::run(args),
@@ -316,7 +321,7 @@ fn list() -> Result<()> {
 }
 
 fn build(path: Option<Part>) -> Result<()> {
-    let wanted: Vec<Part> = path.map_or_else(|| Part::ALL.to_vec(), |part| vec![part]);
+    let wanted: Vec<Part> = path.map_or_else(|| Part::NAMESPACES.to_vec(), |part| vec![part]);
     parts::ensure(&wanted, &|line| eprintln!("{line}"))?;
     if let Some(part) = path {
         println!("{}", parts::path(part)?.display());

@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// A named network namespace, deleted when dropped.
+/// A named network namespace, deleted when dropped if it was made here.
 #[derive(Debug)]
 pub struct Netns {
     name: String,
+    ours: bool,
 }
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
@@ -33,9 +34,18 @@ impl Netns {
         sh(&format!("ip netns add {name}"))?;
         let ns = Self {
             name: name.to_owned(),
+            ours: true,
         };
         ns.sh("ip link set lo up")?;
         Ok(ns)
+    }
+
+    /// A namespace of this name that somebody else made and will delete.
+    pub fn of_others(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            ours: false,
+        }
     }
 
     /// Its name under `/run/netns`.
@@ -78,6 +88,9 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
+        if !self.ours {
+            return;
+        }
         // The kernel ends the namespace when its last process leaves it.
         let _ = sh(&format!("ip netns delete {}", self.name));
     }

@@ -7,7 +7,8 @@
 //! build, so that a version bump builds anew and nothing else does.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
@@ -35,11 +36,28 @@ pub enum Part {
     Kubectl,
     /// Renders the chart.
     Helm,
+    /// Runs the pods of a node of the cluster lab.
+    Kubelet,
+    /// Deploys the topology of the cluster lab.
+    Containerlab,
 }
 
 impl Part {
     /// All of them, in the order they are built.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
+        Self::Etcd,
+        Self::Apiserver,
+        Self::ControllerManager,
+        Self::Scheduler,
+        Self::Proxy,
+        Self::Kubectl,
+        Self::Helm,
+        Self::Kubelet,
+        Self::Containerlab,
+    ];
+
+    /// What the lab of network namespaces needs.
+    pub const NAMESPACES: [Self; 7] = [
         Self::Etcd,
         Self::Apiserver,
         Self::ControllerManager,
@@ -59,6 +77,8 @@ impl Part {
             Self::Proxy => "kube-proxy",
             Self::Kubectl => "kubectl",
             Self::Helm => "helm",
+            Self::Kubelet => "kubelet",
+            Self::Containerlab => "containerlab",
         }
     }
 
@@ -71,6 +91,7 @@ impl Part {
         match self {
             Self::Etcd => &ETCD,
             Self::Helm => &HELM,
+            Self::Containerlab => &CONTAINERLAB,
             _ => &KUBERNETES,
         }
     }
@@ -79,6 +100,7 @@ impl Part {
         match self {
             Self::Etcd => ".".to_owned(),
             Self::Helm => "helm.sh/helm/v3/cmd/helm".to_owned(),
+            Self::Containerlab => "github.com/srl-labs/containerlab".to_owned(),
             _ => format!("k8s.io/kubernetes/cmd/{}", self.name()),
         }
     }
@@ -87,7 +109,7 @@ impl Part {
     const fn about(self) -> &'static str {
         match self {
             Self::Apiserver => "4 minutes",
-            Self::ControllerManager | Self::Helm => "1 minute",
+            Self::ControllerManager | Self::Helm | Self::Containerlab => "1 minute",
             _ => "20 seconds",
         }
     }
@@ -97,6 +119,16 @@ struct Module {
     name: &'static str,
     files: &'static [(&'static str, &'static str)],
     kubernetes: bool,
+    patch: Option<&'static Patch>,
+}
+
+/// A change to one file of a module that is built.
+#[derive(Debug)]
+struct Patch {
+    module: &'static str,
+    file: &'static str,
+    from: &'static str,
+    to: &'static str,
 }
 
 macro_rules! module {
@@ -104,6 +136,7 @@ macro_rules! module {
         Module {
             name: $name,
             kubernetes: $kubernetes,
+            patch: None,
             files: &[$(($file, include_str!(concat!("../parts/", $name, "/", $file)))),+],
         }
     };
@@ -111,6 +144,17 @@ macro_rules! module {
 
 static ETCD: Module = module!("etcd", false, "go.mod", "go.sum", "main.go");
 static HELM: Module = module!("helm", false, "go.mod", "go.sum", "tools.go");
+static CONTAINERLAB: Module = Module {
+    patch: Some(&Patch {
+        module: "github.com/srl-labs/containerlab",
+        file: "utils/kernel_module.go",
+        // It wants to see ip_tables among the loaded modules; a kernel that
+        // cannot load any has no list of them, and what it has is built in.
+        from: "\tif err != nil {\n\t\treturn false, err\n\t}\n\n\tscanner",
+        to: "\tif os.IsNotExist(err) {\n\t\treturn true, nil\n\t}\n\tif err != nil {\n\t\treturn false, err\n\t}\n\n\tscanner",
+    }),
+    ..module!("containerlab", false, "go.mod", "go.sum", "tools.go")
+};
 static KUBERNETES: Module = module!("kubernetes", true, "go.mod", "go.sum", "tools.go");
 
 impl Module {
@@ -132,6 +176,9 @@ impl Module {
             hash.update(text.as_bytes());
         }
         hash.update(self.flags().join("\0").as_bytes());
+        if let Some(patch) = self.patch {
+            hash.update(format!("{patch:?}").as_bytes());
+        }
         let digest = hash.finish();
         let short: String = digest
             .as_ref()
@@ -145,7 +192,7 @@ impl Module {
     }
 }
 
-fn cache() -> Result<PathBuf> {
+pub(crate) fn cache() -> Result<PathBuf> {
     let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     if let Some(path) = variable("BELLROCK_CACHE") {
         return Ok(path.into());
@@ -214,6 +261,9 @@ fn build(part: Part) -> Result<()> {
         fs::write(source.join(name), text)?;
     }
     let fresh = folder.join(format!(".{}.new", part.name()));
+    if let Some(patch) = module.patch {
+        apply(patch, &source)?;
+    }
     let output = go()?
         .arg("build")
         .args(module.flags())
@@ -233,6 +283,43 @@ fn build(part: Part) -> Result<()> {
         );
     }
     fs::rename(&fresh, folder.join(part.name()))?;
+    Ok(())
+}
+
+/// Makes the build use a patched copy of a module.
+fn apply(patch: &Patch, source: &Path) -> Result<()> {
+    let fetched = go()?
+        .args(["mod", "download", "-json", patch.module])
+        .current_dir(source)
+        .env("GOWORK", "off")
+        .env_remove("GOFLAGS")
+        .output()
+        .context("run go mod download")?;
+    let said: serde_json::Value = serde_json::from_slice(&fetched.stdout)
+        .with_context(|| String::from_utf8_lossy(&fetched.stderr).into_owned())?;
+    let folder = said["Dir"]
+        .as_str()
+        .with_context(|| format!("{}: {}", patch.module, said["Error"]))?;
+    let copy = source.join("patched");
+    if copy.exists() {
+        fs::remove_dir_all(&copy)?;
+    }
+    let copied = Command::new("cp")
+        .args(["--recursive", "--no-preserve=mode", folder])
+        .arg(&copy)
+        .status()
+        .context("copy the module")?;
+    ensure!(copied.success(), "copy {folder}: {copied}");
+    let file = copy.join(patch.file);
+    let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+    ensure!(
+        text.matches(patch.from).count() == 1,
+        "{} is not as expected",
+        file.display()
+    );
+    fs::write(&file, text.replace(patch.from, patch.to))?;
+    let mut module = File::options().append(true).open(source.join("go.mod"))?;
+    writeln!(module, "\nreplace {} => ./patched", patch.module)?;
     Ok(())
 }
 
@@ -284,7 +371,6 @@ pub fn check_tools(proxy: KubeProxy) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     #[test]
     fn every_part_has_a_place_outside_the_checkout_that_names_its_module() {

@@ -109,6 +109,9 @@ struct Definition {
     exec: Vec<String>,
     #[serde(default)]
     binds: Vec<String>,
+    // What a container is told; hosts that are namespaces have no use for it.
+    #[serde(default, rename = "env")]
+    _env: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -252,14 +255,14 @@ fn resolve(layers: &[Definition], folder: &Path) -> Result<Node> {
         kind = layer.kind.as_deref().unwrap_or(kind);
     }
     let role = match (kind, labels.remove(ROLE).as_deref()) {
-        ("bridge", None | Some("switch")) => Role::Switch,
+        ("bridge", None | Some("switch")) | ("linux", Some("switch")) => Role::Switch,
         ("linux", Some("node")) => Role::Node,
         ("linux", Some("client")) => Role::Client,
         ("linux", Some("router")) => Role::Router,
         ("linux", Some("control-plane")) => Role::ControlPlane,
         (kind, role) => bail!(
             "kind {kind:?} with label {ROLE} {role:?}: want `bridge`, or `linux` with \
-             node, client, router or control-plane"
+             node, client, router, switch or control-plane"
         ),
     };
     let mut frr = None;

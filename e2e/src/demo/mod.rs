@@ -1,6 +1,6 @@
 //! `make demo`: the main job on one screen, each line checked from outside.
 
-mod screen;
+pub(crate) mod screen;
 mod story;
 
 use anyhow::{Context, Result, bail};
@@ -41,7 +41,7 @@ pub fn run(args: &Args) -> Result<()> {
     if checks < LEAST {
         bail!("only {checks} checks were made");
     }
-    screen.end();
+    screen.end("demo");
     Ok(())
 }
 

@@ -10,13 +10,13 @@ use crate::lab::Say;
 
 /// Counts and prints checks.
 #[derive(Debug)]
-pub(super) struct Screen {
+pub(crate) struct Screen {
     checks: usize,
     start: Instant,
 }
 
 impl Screen {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             checks: 0,
             start: Instant::now(),
@@ -24,22 +24,22 @@ impl Screen {
     }
 
     /// A new part of the story.
-    pub(super) fn chapter(&self, title: &str) {
+    pub(crate) fn chapter(&self, title: &str) {
         println!("\n{title}");
     }
 
     /// A line between checks.
-    pub(super) fn note(&self, line: &str) {
+    pub(crate) fn note(&self, line: &str) {
         println!("      {line}");
     }
 
     /// Where the lab reports its steps.
-    pub(super) fn progress(&self) -> Say {
+    pub(crate) fn progress(&self) -> Say {
         Arc::new(|line| println!("      {line}"))
     }
 
     /// Makes one check. What it returns was measured, and ends the line.
-    pub(super) fn check<T>(
+    pub(crate) fn check<T>(
         &mut self,
         name: &str,
         measure: impl FnOnce() -> Result<(T, String)>,
@@ -57,13 +57,13 @@ impl Screen {
         }
     }
 
-    pub(super) fn checks(&self) -> usize {
+    pub(crate) fn checks(&self) -> usize {
         self.checks
     }
 
     /// The last lines.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self, what: &str) {
         println!("\n      {:.0} s in all", self.start.elapsed().as_secs_f64());
-        println!("demo: {} checks passed", self.checks);
+        println!("{what}: {} checks passed", self.checks);
     }
 }
