@@ -59,6 +59,9 @@ fn addresses(lab: &Lab) -> Result<BTreeMap<String, String>> {
     })?;
     let mut recorded = BTreeMap::new();
     for vip in vips {
+        if vip.annotations().contains_key("bellrock.dev/released-at") {
+            continue;
+        }
         let [claim] = vip.spec.claims.as_slice() else {
             anyhow::bail!("claims of {}: {:?}", vip.spec.address, vip.spec.claims);
         };
@@ -167,4 +170,22 @@ fn a_second_controller_takes_over_from_one_that_dies_ends_or_freezes() {
     until_leads(&lab, "bellrock-controller");
     had = all_stayed(&lab, &had);
     assert_eq!(had.len(), 49);
+
+    // A released address, the lowest of all, rests whoever leads; its Service has it back.
+    let released = had.remove("s0").unwrap();
+    b.restart().unwrap();
+    lab.delete_service("s0").unwrap();
+    lab.until("the record says who left", SOON, || {
+        let vips: Api<VirtualIP> = Api::all(lab.admin());
+        let vip = lab.block_on(vips.get(&released))?;
+        let by = vip.annotations().get("bellrock.dev/released-by");
+        ensure!(vip.spec.claims.is_empty(), "{:?}", vip.spec.claims);
+        ensure!(by.is_some_and(|by| by == "default/s0"), "{by:?}");
+        Ok(())
+    })
+    .unwrap();
+    a.kill9().unwrap();
+    assert_ne!(create(&lab, "another").to_string(), released);
+    assert_eq!(create(&lab, "s0").to_string(), released);
+    all_stayed(&lab, &had);
 }
