@@ -7,7 +7,7 @@ CARGO ?= cargo
 N ?= 10
 LAB_FLAGS ?=
 
-NETNS_CRATES := -p bellrock-arp -p bellrock-bgp -p bellrock-forward -p bellrock-sys
+NETNS_CRATES := -p bellrock-arp -p bellrock-bgp -p bellrock-forward -p bellrock-speaker -p bellrock-sys
 
 # Runs a suite and prints how long it took: $(call suite,name,command).
 define suite
@@ -49,8 +49,26 @@ test-netns: lab-tools ## the protocol crates against the kernel and real routers
 e2e: lab-tools parts ## the lab tests alone
 	$(call suite,lab tests,$(CARGO) build --locked --quiet -p bellrock && $(CARGO) test --locked -p bellrock-e2e --test '*' -- --test-threads=1)
 
+.PHONY: e2e-cluster
+e2e-cluster: cluster-tools image ## image and chart on nodes with a real kubelet, deployed by containerlab
+	$(call suite,cluster lab,$(CARGO) run --locked --quiet -p bellrock-e2e -- cluster $(LAB_FLAGS))
+
+.PHONY: image
+image: ## a static image: an OCI archive in dist/, loaded into Docker where it runs
+	@image/build
+	@archive=$$(ls -t dist/bellrock-*.tar | head -n 1); if docker version >/dev/null 2>&1; then docker load --quiet --input "$$archive"; fi
+
+.PHONY: image-check
+image-check: image ## builds the image once more in another folder: the digests must be the same
+	@image/check
+
 .PHONY: bench
-bench: bench-path ## all benchmarks
+bench: bench-path bench-bgp ## all benchmarks
+
+.PHONY: bench-bgp
+bench-bgp: lab-tools ## BGP beside BIRD and FRR: packing, 100,000 routes, one change to the kernel, memory
+	@$(CARGO) build --release --locked --quiet -p bellrock-bgp --examples
+	@target/release/examples/bench
 
 .PHONY: bench-path
 bench-path: lab-tools build ## the whole path in the lab: times to address and answer, memory, pulled cables
@@ -67,6 +85,10 @@ parts: lab-tools
 .PHONY: lab-tools
 lab-tools:
 	@e2e/prerequisites.sh
+
+.PHONY: cluster-tools
+cluster-tools:
+	@e2e/prerequisites.sh cluster
 
 .PHONY: crds
 crds: ## writes the CRDs from their Rust types into the chart

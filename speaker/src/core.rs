@@ -3,7 +3,7 @@
 //! What to do, and in which order, is [`Turn`]'s; this is the wiring.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use crate::plan::{self, Settings};
 use crate::routes::{self, Routes};
 use crate::status::{Recorder, View};
 use crate::turn::{Forward, Step, Turn};
+use crate::uninstall::Installation;
 use crate::watch::{Kind, Update};
 
 /// How many updates one turn takes in before it plans.
@@ -47,6 +48,10 @@ pub struct Edges {
     pub routes: Routes,
     /// Names of the Secrets that peers need; somebody else reads them.
     pub secrets: channel::Sender<BTreeSet<String>>,
+    /// Where BGP peers may connect to.
+    pub bgp_listen: Vec<SocketAddr>,
+    /// Tells whether the end is that of the installation.
+    pub(crate) installation: Option<Arc<Installation>>,
     /// Writes ownership and Events.
     pub recorder: Recorder,
     /// Who wants to know how it stands.
@@ -80,8 +85,8 @@ impl Core {
             me,
             settings,
             waiting: Kind::ALL.into_iter().collect(),
+            bgp: Bgp::at(&edges.bgp_listen),
             edges,
-            bgp: Bgp::default(),
             forwarding_error: None,
             invalid: BTreeMap::new(),
             hints: BTreeMap::new(),
@@ -136,7 +141,12 @@ impl Core {
             }
         }
         tracing::info!("stopping: handing addresses over and closing BGP sessions");
-        let leaving = self.leaves();
+        // The forwarding goes with an installation: routers must not count on it.
+        let ends = match &self.edges.installation {
+            Some(installation) => installation.is_over().await,
+            None => false,
+        };
+        let leaving = ends || self.leaves();
         self.bgp.stop(leaving).await;
         let l2 = self.edges.l2;
         let shutdown = tokio::task::spawn_blocking(move || l2.shutdown(SHUTDOWN));
@@ -279,6 +289,7 @@ impl Core {
 
     async fn tick(&mut self, ticks: u32) -> Result<()> {
         self.edges.forwarding.check_alive()?;
+        self.bgp.listen();
         if self.turn.adopted() {
             self.check_table().await;
         }
@@ -373,7 +384,7 @@ impl Core {
             forwarding_error: self.forwarding_error.clone(),
             refused: self.turn.refused().clone(),
             invalid: self.invalid.clone(),
-            unusable_peers: self.bgp.refused().clone(),
+            unusable_peers: self.bgp.refused(),
             verdicts: self.turn.verdicts(),
             sessions: self.bgp.status(),
             hints: self.hints.clone(),

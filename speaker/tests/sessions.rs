@@ -7,6 +7,7 @@
 )]
 
 use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -48,7 +49,7 @@ struct World {
     cluster: Cluster,
     bgp: Bgp,
     plan: ServicePlan,
-    _node: Netns,
+    node: Netns,
 }
 
 impl World {
@@ -75,7 +76,7 @@ impl World {
             cluster: Cluster::default(),
             bgp: Bgp::default(),
             plan: ServicePlan::default(),
-            _node: node,
+            node,
         };
         let addresses = ["192.0.2.10", "2001:db8::10"]
             .map(|address| json!({ "type": "InternalIP", "address": address }));
@@ -118,6 +119,15 @@ impl World {
             world.apply(parsed(ours("VirtualIP", name, &spec), convert::virtual_ip));
         }
         world
+    }
+
+    fn listen(&mut self) {
+        let (runtime, bgp) = (&self.runtime, &mut self.bgp);
+        let listen = || {
+            let _guard = runtime.enter();
+            bgp.listen();
+        };
+        self.node.run(listen).unwrap();
     }
 
     fn apply(&mut self, change: Change) {
@@ -295,4 +305,40 @@ fn policy_and_another_as_reach_the_router_and_a_change_of_it_is_only_a_differenc
     world.advertise("other", &json!({ "localPref": 200 }));
     world.turn();
     world.wait_kernel(&[]);
+}
+
+#[test]
+fn a_router_may_open_the_session_once_the_port_is_free() {
+    if !as_root() {
+        return;
+    }
+    let config = "router bgp 64513\n bgp router-id 192.0.2.1\n no bgp ebgp-requires-policy\n \
+                  neighbor 192.0.2.10 remote-as 64512\n \
+                  neighbor 192.0.2.10 timers connect 1\nexit\n";
+    let mut world = World::new(config);
+    let port: SocketAddr = "192.0.2.10:179".parse().unwrap();
+    world.bgp = Bgp::at(&[port]);
+    let taken = world.node.run(|| TcpListener::bind(port)).unwrap().unwrap();
+    world.listen();
+    world.advertise("all", &json!({}));
+    // Nobody listens there: the router's own connection must do.
+    world.peer("tor", &json!({ "peerAddress": "192.0.2.1", "peerPort": 1 }));
+    world.turn();
+    let refused = world.bgp.refused();
+    let why = &refused["at 192.0.2.10:179"];
+    assert!(why.contains("in use"), "{refused:?}");
+    assert!(
+        !world.bgp.status().is_empty(),
+        "the session is tried all the same"
+    );
+
+    drop(taken);
+    wait_for("the port", LONG, || {
+        world.listen();
+        let refused = world.bgp.refused();
+        ensure!(refused.is_empty(), "{refused:?}");
+        Ok(())
+    });
+    world.wait_established("tor");
+    world.wait_kernel(&["198.51.100.1"]);
 }

@@ -1,11 +1,11 @@
 //! BGP peers: one session each, and the routes that Services want there.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use bellrock_bgp::message::Family;
-use bellrock_bgp::{Attributes, Peer, PeerConfig, PeerStatus, Restart, StopReason};
+use bellrock_bgp::{Attributes, Listener, Peer, PeerConfig, PeerStatus, Restart, StopReason};
 use bellrock_forward::ServiceKey;
 use ipnet::IpNet;
 
@@ -33,6 +33,8 @@ pub struct Bgp {
     refused: BTreeMap<String, String>,
     /// The forwarding of an earlier speaker was found in the kernel.
     resumed: bool,
+    /// Where peers may connect to us; an error while that is not possible.
+    doors: BTreeMap<SocketAddr, Result<Listener, String>>,
 }
 
 #[derive(Debug)]
@@ -42,6 +44,44 @@ struct Session {
 }
 
 impl Bgp {
+    /// No sessions yet. Peers may open theirs at these addresses, once
+    /// [`Bgp::listen`] has succeeded.
+    pub fn at(addresses: &[SocketAddr]) -> Self {
+        let closed = |address: &SocketAddr| (*address, Err("not listening yet".to_owned()));
+        Self {
+            doors: addresses.iter().map(closed).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Listens where that has not succeeded yet: the port may still be that of
+    /// the speaker that this one replaces.
+    pub fn listen(&mut self) {
+        for (address, door) in &mut self.doors {
+            let Err(known) = door else { continue };
+            match Listener::bind(*address) {
+                Ok(listener) => {
+                    tracing::info!(%address, "listening for BGP");
+                    for (name, session) in &self.sessions {
+                        attach(&listener, name, &session.peer);
+                    }
+                    *door = Ok(listener);
+                }
+                Err(error) => {
+                    let error = error.to_string();
+                    if *known != error {
+                        tracing::warn!(%address, error, "not listening for BGP; trying again");
+                    }
+                    *known = error;
+                }
+            }
+        }
+    }
+
+    fn open_doors(&self) -> impl Iterator<Item = &Listener> {
+        self.doors.values().filter_map(|door| door.as_ref().ok())
+    }
+
     /// Starts, ends and restarts sessions so that they are those of node `me`.
     /// A session whose configuration did not change is not touched.
     pub async fn set_peers(&mut self, cluster: &Cluster, me: &str) {
@@ -75,6 +115,8 @@ impl Bgp {
                 StopReason::PeerDeconfigured
             };
             if let Some(session) = self.sessions.remove(&name) {
+                self.open_doors()
+                    .for_each(|door| door.detach(session.config.address));
                 stops.push(session.peer.stop(reason));
             }
         }
@@ -85,6 +127,8 @@ impl Bgp {
             }
             match Peer::spawn(config.clone(), self.routes(&name)) {
                 Ok(peer) => {
+                    self.open_doors()
+                        .for_each(|door| attach(door, &name, &peer));
                     self.sessions.insert(name, Session { config, peer });
                 }
                 Err(error) => {
@@ -168,9 +212,15 @@ impl Bgp {
         }
     }
 
-    /// Peers that cannot be used on this node, and why.
-    pub fn refused(&self) -> &BTreeMap<String, String> {
-        &self.refused
+    /// Peers that cannot be used on this node, or not as they are now, and
+    /// addresses that cannot be listened on, and why.
+    pub fn refused(&self) -> BTreeMap<String, String> {
+        let closed = self.doors.iter().filter_map(|(address, door)| {
+            let error = door.as_ref().err()?;
+            Some((format!("at {address}"), error.clone()))
+        });
+        let peers = self.refused.clone();
+        peers.into_iter().chain(closed).collect()
     }
 
     /// Each session's state, by peer name.
@@ -265,6 +315,12 @@ fn router_id_of(node: &str) -> Ipv4Addr {
         (hash ^ u32::from(octet)).wrapping_mul(0x0100_0193)
     });
     Ipv4Addr::from(hash.max(1))
+}
+
+fn attach(listener: &Listener, name: &str, peer: &Peer) {
+    if let Err(error) = listener.attach(peer) {
+        tracing::error!(peer = name, %error, "connections of the peer are not taken");
+    }
 }
 
 fn remove(
