@@ -83,5 +83,10 @@ mod tests {
         assert!(!other.serve_classless);
         assert_eq!(other.classes, ["a.b/c".to_owned(), "d".to_owned()].into());
         assert!(parse("x --serve-classless=maybe").is_err());
+        // No Service has an empty class: this serves none.
+        assert_eq!(
+            parse("x --load-balancer-class=").unwrap().classes,
+            [String::new()].into()
+        );
     }
 }

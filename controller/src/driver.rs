@@ -207,6 +207,7 @@ impl Driver {
         let (reports, received) = mpsc::channel(REPORTS);
         // What the old ones have reported and nobody took is dropped with them.
         self.watches = JoinSet::new();
+        self.interrupted.clear();
         self.reports = received;
         crate::watch::start(&mut self.watches, &self.client, &self.namespace, &reports);
     }
