@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Checks for what the labs need, and installs the Debian or Ubuntu packages
-# that are missing.
+# that are missing: e2e/prerequisites.sh [cluster]
+# With `cluster` also what the cluster lab needs: Docker, unless an engine runs.
 set -euo pipefail
 
 fail() { printf '%s\n' "$@" >&2; exit 1; }
@@ -22,11 +23,16 @@ needs=(
 	"cc gcc" "ip iproute2" "nft nftables" "iptables iptables" "tcpdump tcpdump" "tshark tshark" "conntrack conntrack"
 	"arping iputils-arping" "ping iputils-ping" "/usr/lib/frr/bgpd frr" "bird bird2" "unshare util-linux" "ps procps"
 )
+if [ "${1:-}" = cluster ]; then
+	needs+=("mmdebstrap mmdebstrap" "setpriv util-linux")
+	docker version >/dev/null 2>&1 ||
+		needs+=("dockerd docker.io" "docker docker.io" "containerd containerd" "runc runc")
+fi
 missing=()
 PATH="$PATH:/usr/sbin:/sbin"
 for need in "${needs[@]}"; do
 	read -r program package <<<"$need"
-	command -v "$program" >/dev/null || missing+=("$package")
+	command -v "$program" >/dev/null || [[ " ${missing[*]-} " == *" $package "* ]] || missing+=("$package")
 done
 [ ${#missing[@]} -eq 0 ] && exit 0
 
@@ -37,6 +43,13 @@ command -v apt-get >/dev/null ||
 printf 'installing %s\n' "${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
 log=$(mktemp)
+# What is installed for a lab is started by the lab, and only for its time.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+	printf '#!/bin/sh\nexit 101\n' >"$policy"
+	chmod 755 "$policy"
+	trap 'rm -f "$policy"' EXIT
+fi
 { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >"$log" 2>&1 || {
 	cat "$log" >&2
 	fail "apt-get could not install: ${missing[*]}"

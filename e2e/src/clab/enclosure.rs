@@ -110,7 +110,10 @@ fn command(inside: &Inside) -> Result<std::process::Command> {
         command.args(["unshare", "--mount", "--net", "--pid", "--fork"]);
         command.args(["--kill-child=KILL", "--mount-proc", "--"]);
     }
-    command.arg(std::env::current_exe()?);
+    // A copy: this program may be built anew while it runs.
+    let program = inside.folder.join("bellrock-lab");
+    fs::copy("/proc/self/exe", &program)?;
+    command.arg(program);
     command.args(["cluster", "inside"]);
     command.arg("--folder").arg(&inside.folder);
     command.arg("--image").arg(&inside.image);
