@@ -245,7 +245,10 @@ impl Driver {
             .map(|i| (i.index, i.clone()))
             .collect();
         // Most events are of links that are not served: pods come and go.
-        let known = self.ports.iter().map(|(index, port)| (index, &port.interface));
+        let known = self
+            .ports
+            .iter()
+            .map(|(index, port)| (index, &port.interface));
         if self.reopen.is_none() && wanted.iter().eq(known) {
             return;
         }

@@ -293,7 +293,7 @@ impl Core {
         if self.turn.adopted() {
             self.check_table().await;
         }
-        if ticks % RETRY == 0 {
+        if ticks.is_multiple_of(RETRY) {
             self.turn.retry();
         }
         if ticks % LOOK == 1 {

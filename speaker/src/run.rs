@@ -192,6 +192,10 @@ pub async fn run(args: Args) -> Result<()> {
 /// Addresses of the API server, where it is given by address: they must never
 /// be announced, nor what is sent to them be refused.
 fn api_servers() -> BTreeSet<IpAddr> {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "how a pod is told of the API server"
+    )]
     let service = std::env::var("KUBERNETES_SERVICE_HOST").ok();
     let kubeconfig = Kubeconfig::read().ok();
     let clusters = kubeconfig.into_iter().flat_map(|config| config.clusters);

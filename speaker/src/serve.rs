@@ -53,7 +53,7 @@ pub(crate) async fn serve(listen: SocketAddr, view: Viewed, stop: CancellationTo
         match tokio::net::TcpListener::bind(listen).await {
             Ok(listener) => break listener,
             Err(error) => {
-                tracing::warn!(%listen, %error, "cannot serve health and metrics; trying again")
+                tracing::warn!(%listen, %error, "cannot serve health and metrics; trying again");
             }
         }
         tokio::select! {

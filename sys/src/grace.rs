@@ -17,9 +17,12 @@ pub fn wait_for_grace_period() -> io::Result<()> {
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
     let (flags, cpu): (libc::c_uint, libc::c_int) = (0, 0);
     // SAFETY: membarrier takes three numbers and touches no memory of ours.
-    let result =
-        unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, flags, cpu) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, flags, cpu) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -30,7 +33,10 @@ mod tests {
             Ok(()) => {}
             Err(error) => {
                 let known = [libc::ENOSYS, libc::EINVAL, libc::EPERM];
-                assert!(error.raw_os_error().is_some_and(|e| known.contains(&e)), "{error}");
+                assert!(
+                    error.raw_os_error().is_some_and(|e| known.contains(&e)),
+                    "{error}"
+                );
             }
         }
     }
