@@ -596,7 +596,7 @@ fn bad_input_has_a_reason_and_disturbs_nothing() {
         });
         lab.apply(&object("BGPPeer", "refuses", dead)).unwrap();
         let vrf = json!({
-            "myASN": 64512, "peerASN": 64500, "peerAddress": "10.10.0.253", "bfdProfile": "fast",
+            "myASN": 64512, "peerASN": 64500, "peerAddress": "10.10.0.253", "password": "hush",
             "vrf": "red",
         });
         lab.apply(&object("BGPPeer", "vrf", vrf)).unwrap();
@@ -619,6 +619,7 @@ fn bad_input_has_a_reason_and_disturbs_nothing() {
                 ensure!(good["state"] == "Established", "{good}");
                 let message = status["configuration"].to_string();
                 ensure!(message.contains("vrf is not supported"), "{message}");
+                ensure!(!message.contains("hush"), "{message}");
                 ensure!(
                     message.contains("absent: there is no such Secret"),
                     "{message}"
@@ -629,10 +630,10 @@ fn bad_input_has_a_reason_and_disturbs_nothing() {
     });
     assert_eq!(lost(&report), 0, "{report:?}");
     world.until("Events on the peer tell it", || {
-        let field = "--field-selector=involvedObject.name=asks-more";
+        let field = "--field-selector=involvedObject.name=vrf";
         let path = "jsonpath={.items[*].message}";
         let events = lab.kubectl(&["-n", NAMESPACE, "get", "events", field, "-o", path])?;
-        ensure!(events.contains("bfdProfile is not supported"), "{events:?}");
+        ensure!(events.contains("vrf is not supported"), "{events:?}");
         Ok(())
     });
     world.is_announced(address);

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-fn peer(spec: Value) -> Result<cluster::Peer, String> {
+fn peer(spec: &Value) -> Result<cluster::Peer, String> {
     let mut all = json!({ "myASN": 64512, "peerASN": 64513, "peerAddress": "192.0.2.1" });
     let (Some(all_fields), Some(fields)) = (all.as_object_mut(), spec.as_object()) else {
         panic!("objects")
@@ -26,31 +26,31 @@ fn peer(spec: Value) -> Result<cluster::Peer, String> {
 #[test]
 fn a_password_is_taken_up_to_eighty_octets_and_never_repeated() {
     let hush = "h".repeat(80);
-    let taken = peer(json!({ "password": hush })).unwrap();
+    let taken = peer(&json!({ "password": hush })).unwrap();
     let text = PeerPassword::Text(Password::new(hush.clone()));
     assert_eq!(taken.password, Some(text));
     assert!(!format!("{taken:?}").contains("hh"));
     // Octets, not characters.
     for long in [format!("{hush}h"), "\u{e9}".repeat(41)] {
-        let message = peer(json!({ "password": long })).unwrap_err();
+        let message = peer(&json!({ "password": long })).unwrap_err();
         assert!(message.contains("TCP MD5 takes 1 to 80"), "{message}");
         assert!(!message.contains("hh") && !message.contains('\u{e9}'));
     }
-    let secret = peer(json!({ "passwordSecret": { "name": "tor" } })).unwrap();
+    let secret = peer(&json!({ "passwordSecret": { "name": "tor" } })).unwrap();
     assert_eq!(secret.password, Some(PeerPassword::Secret("tor".into())));
 }
 
 #[test]
 fn the_local_as_stands_in_for_ours() {
-    assert_eq!(peer(json!({})).unwrap().local_asn, 64512);
-    let replaced = peer(json!({ "localASN": 65000 })).unwrap();
+    assert_eq!(peer(&json!({})).unwrap().local_asn, 64512);
+    let replaced = peer(&json!({ "localASN": 65000 })).unwrap();
     assert_eq!(replaced.local_asn, 65000);
 }
 
 #[test]
 fn what_this_release_does_not_do_is_refused_by_name() {
     for (field, value) in [("bfdProfile", json!("fast")), ("vrf", json!("red"))] {
-        let message = peer(json!({ field: value })).unwrap_err();
+        let message = peer(&json!({ field: value })).unwrap_err();
         assert_eq!(message, format!("{field} is not supported by this release"));
     }
 }
