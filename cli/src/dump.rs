@@ -62,12 +62,12 @@ impl Source {
     /// Loads everything.
     pub(crate) async fn load(&self) -> Result<Dump> {
         match &self.filename {
-            Some(path) => self.from_file(path),
-            None => self.from_cluster().await,
+            Some(path) => self.read_file(path),
+            None => self.read_cluster().await,
         }
     }
 
-    async fn from_cluster(&self) -> Result<Dump> {
+    async fn read_cluster(&self) -> Result<Dump> {
         let client = self
             .client()
             .await
@@ -119,7 +119,7 @@ impl Source {
         Ok(Client::try_from(config)?)
     }
 
-    fn from_file(&self, path: &Path) -> Result<Dump> {
+    fn read_file(&self, path: &Path) -> Result<Dump> {
         let text = if path == Path::new("-") {
             std::io::read_to_string(std::io::stdin())
         } else {
