@@ -175,7 +175,7 @@ fn load(speaker: Speaker) -> f64 {
         Speaker::Bird => {
             let mut text = format!(
                 "router id {NODE};\nprotocol device {{}}\n\
-                 protocol bgp router {{\n disabled;\n local {NODE} as 64512;\n \
+                 protocol bgp uplink {{\n disabled;\n local {NODE} as 64512;\n \
                  neighbor {ROUTER} as 64513;\n connect delay time 1;\n \
                  ipv4 {{ import none; export all; }};\n}}\nprotocol static {{\n ipv4;\n"
             );
@@ -191,7 +191,7 @@ fn load(speaker: Speaker) -> f64 {
                     .contains("100000 of")
             });
             let receiver = receiver(&router, false);
-            sender.birdc("enable router").unwrap();
+            sender.birdc("enable uplink").unwrap();
             until_loaded(&receiver)
         }
         Speaker::Frr => {
