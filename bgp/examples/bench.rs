@@ -235,6 +235,7 @@ fn wait(mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < DEADLINE, "nothing within {DEADLINE:?}");
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -268,6 +269,13 @@ fn changes() -> (Vec<f64>, Vec<f64>) {
                 return;
             }
         }
+    });
+    // It takes a moment until the monitor hears anything.
+    router.sh("ip link set lo up").unwrap();
+    wait(|| {
+        let line = "ip route replace 203.0.113.1 dev lo; ip route del 203.0.113.1 dev lo";
+        router.sh(line).unwrap();
+        events.try_recv().is_ok()
     });
     let runtime = runtime_in(&node);
     let peer = spawn(&runtime, BTreeMap::new());
