@@ -363,11 +363,25 @@ fn no_pods_no_announcement(world: &World, address: Ipv4Addr) {
 }
 
 fn deleted_leaves_nothing(world: &World, address: Ipv4Addr) {
+    // A released address rests for a minute by default.
+    let rest = json!({ "spec": { "reuseDelay": "2s" } }).to_string();
+    world
+        .lab
+        .kubectl(&[
+            "-n",
+            NAMESPACE,
+            "patch",
+            "ipaddresspool",
+            "lab",
+            "--type=merge",
+            "-p",
+            &rest,
+        ])
+        .unwrap();
     world.lab.delete_service("web").unwrap();
     world.is_not_announced(address);
-    world.until("nobody claims a VirtualIP", || {
-        let claims = "jsonpath={.items[*].spec.claims[*].name}";
-        let left = world.lab.kubectl(&["get", "virtualips", "-o", claims])?;
+    world.until("the VirtualIP is gone", || {
+        let left = world.lab.kubectl(&["get", "virtualips", "-o", "name"])?;
         ensure!(left.is_empty(), "{left}");
         Ok(())
     });
