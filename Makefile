@@ -7,7 +7,7 @@ CARGO ?= cargo
 N ?= 10
 LAB_FLAGS ?=
 
-NETNS_CRATES := -p bellrock-arp -p bellrock-bgp -p bellrock-forward -p bellrock-speaker -p bellrock-speaker -p bellrock-sys
+NETNS_CRATES := -p bellrock-arp -p bellrock-bgp -p bellrock-forward -p bellrock-speaker -p bellrock-sys
 
 # Runs a suite and prints how long it took: $(call suite,name,command).
 define suite
