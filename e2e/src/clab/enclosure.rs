@@ -11,8 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::Inside;
-use super::world;
+use super::{Inside, world};
 
 /// Not under /tmp, which may be memory: images of a gigabyte go there.
 const BASE: &str = "/var/tmp";

@@ -63,6 +63,35 @@ pub(super) fn ensure_base(say: &dyn Fn(&str)) -> Result<()> {
     finish(Command::new(script).arg(&archive).arg(PACKAGES), "").map(drop)
 }
 
+/// What the program of the lab's pods is started as, one image each.
+const PODS: [&str; 2] = ["pause", "echo"];
+
+fn pod_archive(task: &str) -> PathBuf {
+    checkout().join(format!("target/lab-pods/{task}.tar"))
+}
+
+/// Builds the images of the lab's pods.
+pub(super) fn ensure_pods(say: &dyn Fn(&str)) -> Result<()> {
+    say("building the program of the pods");
+    let program = run(
+        &checkout().join("image/compile").to_string_lossy(),
+        ["bellrock-e2e-pod", "lab-pod"],
+    )?;
+    let pack = checkout().join("image/pack");
+    for task in PODS {
+        let archive = pod_archive(task);
+        let (name, archive) = (
+            format!("bellrock-lab/{task}:latest"),
+            archive.to_string_lossy(),
+        );
+        run(
+            &pack.to_string_lossy(),
+            [&name, program.trim(), &archive, "--", task],
+        )?;
+    }
+    Ok(())
+}
+
 /// Builds the hosts' images in the engine that answers.
 pub(super) fn build(folder: &Path, base: Option<&str>, say: &dyn Fn(&str)) -> Result<()> {
     let base = match base {
@@ -90,21 +119,9 @@ pub(super) fn build(folder: &Path, base: Option<&str>, say: &dyn Fn(&str)) -> Re
     }
     let archives = node.join("images");
     fs::create_dir(&archives)?;
-    let pod = run(
-        &checkout().join("image/compile").to_string_lossy(),
-        ["bellrock-e2e-pod", "lab-pod"],
-    )?;
-    let pack = checkout().join("image/pack");
-    for (name, task) in [
-        ("bellrock-lab/pause:1", "pause"),
-        ("bellrock-lab/echo:latest", "echo"),
-    ] {
-        let archive = archives.join(format!("{task}.tar"));
-        let archive = archive.to_string_lossy();
-        run(
-            &pack.to_string_lossy(),
-            [name, pod.trim(), &archive, "--", task],
-        )?;
+    for task in PODS {
+        fs::copy(pod_archive(task), archives.join(format!("{task}.tar")))
+            .with_context(|| format!("copy the image of {task}"))?;
     }
     docker_build("bellrock-lab/node", base, &node)?;
     fs::remove_dir_all(&node)?;

@@ -29,7 +29,7 @@ use crate::ground::check_root;
 use crate::parts::{self, Part};
 
 /// How long the parts of the lab may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Options of `bellrock-lab cluster`.
 #[derive(Clone, Debug, clap::Args)]
@@ -109,6 +109,7 @@ fn say(line: &str) {
 /// What takes the network and minutes, once.
 fn prepare(needed: &[Part], base: bool) -> Result<()> {
     parts::ensure(needed, &say)?;
+    images::ensure_pods(&say)?;
     if base {
         images::ensure_base(&say)?;
     }

@@ -132,7 +132,9 @@ fn install(world: &World, screen: &mut Screen) -> Result<Ipv4Addr> {
     let start = Instant::now();
     world.script(&commands, &folder)?;
     let address = screen.check("the Service has an address", || {
-        let address = world.until("the Service has an address", SOON, || external(world))?;
+        let address = world.until("the Service has an address", SOON, || {
+            external(world, SERVICE)
+        })?;
         Ok((address, format!("{address} {}", took(start))))
     })?;
     screen.check("the first answer, since `helm install` was typed", || {
@@ -153,7 +155,9 @@ fn install(world: &World, screen: &mut Screen) -> Result<Ipv4Addr> {
 fn reach(world: &World, screen: &mut Screen, address: Ipv4Addr) -> Result<()> {
     screen.chapter("Reached from outside");
     let manifest = service(SERVICE, SERVICE, &json!({ "type": "LoadBalancer" }));
-    world.kubectl_with(&["apply", "-f", "-"], &manifest.to_string())?;
+    // By the server: kubectl alone takes 80/TCP and 80/UDP for one port.
+    let apply = ["apply", "--server-side", "--force-conflicts", "-f", "-"];
+    world.kubectl_with(&apply, &manifest.to_string())?;
     screen.check("curl through ARP, from a client on the segment", || {
         let answer = world.until("HTTP answers", SOON, || world.http("c1", address))?;
         world.curl("c1", address)?;
@@ -164,7 +168,24 @@ fn reach(world: &World, screen: &mut Screen, address: Ipv4Addr) -> Result<()> {
         world.until_routed(address, &world.nodes())?;
         world.until("curl answers", SOON, || world.curl("c2", address))?;
         Ok(((), format!("paths from {}", world.nodes().join(", "))))
-    })
+    })?;
+    screen.check(
+        "a second Service gets another address, and gives it back",
+        || {
+            let manifest = service("second", SERVICE, &json!({ "type": "LoadBalancer" }));
+            world.kubectl_with(&apply, &manifest.to_string())?;
+            let second = world.until("it has an address", SOON, || external(world, "second"))?;
+            ensure!(second != address, "it has the first one's");
+            world.until("curl answers", SOON, || world.curl("c1", second))?;
+            world.kubectl(&["delete", "service", "second"])?;
+            world.until("its VirtualIP is gone", SOON, || {
+                let left = world.kubectl(&["get", "virtualips", "-o", "name"])?;
+                ensure!(left.lines().count() == 1, "{left}");
+                Ok(())
+            })?;
+            Ok(((), second.to_string()))
+        },
+    )
 }
 
 fn may(world: &World, screen: &mut Screen) -> Result<()> {
@@ -446,14 +467,14 @@ fn policy(world: &World, policy: &str) -> Result<()> {
         .map(drop)
 }
 
-fn external(world: &World) -> Result<Ipv4Addr> {
-    let service = world.kubectl_json(&["get", "service", SERVICE])?;
+fn external(world: &World, name: &str) -> Result<Ipv4Addr> {
+    let service = world.kubectl_json(&["get", "service", name])?;
     let ip = service["status"]["loadBalancer"]["ingress"][0]["ip"].as_str();
     Ok(ip.context("it has none")?.parse()?)
 }
 
 fn same(world: &World, address: Ipv4Addr) -> Result<()> {
-    let now = external(world)?;
+    let now = external(world, SERVICE)?;
     ensure!(now == address, "the address went from {address} to {now}");
     Ok(())
 }

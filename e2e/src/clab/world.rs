@@ -263,7 +263,7 @@ impl World {
     /// on, and plugs its cable in again.
     pub(super) fn reboot(&self, node: &str) -> Result<()> {
         let name = container(node);
-        run("docker", ["restart", "--time", "0", &name])?;
+        run("docker", ["restart", "-t", "0", &name])?;
         let (ours, other) = (
             format!("{name}:eth1"),
             format!("{}:{node}", container("segment")),
