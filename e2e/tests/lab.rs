@@ -427,7 +427,7 @@ fn wrong_flags_exit_2_and_say_what_is_wanted() {
             &["up", "--kube-proxy", "ipvs"],
             "nftables, iptables or none",
         ),
-        (&["parts", "--path", "kubelet"], "kube-apiserver"),
+        (&["parts", "--path", "kubectx"], "kube-apiserver"),
         (&["down"], "--all"),
     ];
     for (args, hint) in cases {
