@@ -43,7 +43,7 @@ test-unit: lab-tools ## what sits in the crates themselves, and the definitions
 
 .PHONY: test-netns
 test-netns: lab-tools ## the protocol crates against the kernel and real routers
-	$(call suite,namespace tests,$(CARGO) test --locked $(NETNS_CRATES) --test '*' --quiet)
+	$(call suite,namespace tests,$(CARGO) build --locked --quiet -p bellrock-bgp --example announce && $(CARGO) test --locked $(NETNS_CRATES) --test '*' --quiet)
 
 .PHONY: e2e
 e2e: lab-tools parts ## the lab tests alone

@@ -394,6 +394,10 @@ fn the_example_announces_until_ctrl_c_and_says_goodbye() {
     let frr = frr(&lab);
     let own = std::env::current_exe().unwrap();
     let program = own.ancestors().nth(2).unwrap().join("examples/announce");
+    assert!(
+        program.exists(),
+        "build the example first: cargo build -p bellrock-bgp --example announce"
+    );
     let child = lab
         .node
         .command(program.to_str().unwrap())
