@@ -236,13 +236,18 @@ fn pull_cable(lab: &Lab, screen: &mut Screen, address: Ipv4Addr) -> Result<()> {
             outage <= MOST_OUTAGE.as_secs_f64() * 1000.0,
             "{outage:.0} ms, expected at most {MOST_OUTAGE:?}"
         );
-        Ok((
-            (),
-            format!(
-                "{outage:.0} ms, {} probes lost",
-                report.sent - report.answered
-            ),
-        ))
+        let mut said = format!(
+            "{outage:.0} ms, {} probes lost",
+            report.sent - report.answered
+        );
+        if report.outages.len() > 1 {
+            let all = report.outages.iter();
+            let all: Vec<_> = all
+                .map(|o| format!("{:.0} ms after {:.0} ms", o.length_ms, o.start_ms))
+                .collect();
+            said = format!("{said}: {}", all.join(", "));
+        }
+        Ok(((), said))
     })?;
     let prober = Prober::start(lab.host("c1"), target, Pace::default())?;
     lab.heal(&owner)?;
