@@ -75,7 +75,7 @@ bench-path: lab-tools build ## the whole path in the lab: times to address and a
 	@target/release/bellrock-lab bench
 
 .PHONY: test-repeat
-test-repeat: lab-tools parts ## namespace and lab tests N times with both cores kept busy
+test-repeat: lab-tools parts ## namespace and lab tests N times beside a busy loop (BURNERS=1)
 	@e2e/repeat.sh $(N)
 
 .PHONY: parts

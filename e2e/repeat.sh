@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs the namespace and lab suites N times while one busy loop a core
-# competes with them: what passes here does not depend on a quiet machine.
+# Runs the namespace and lab suites N times while busy loops compete with them
+# (BURNERS, 1 by default): what passes here does not depend on a quiet machine.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 n=${1:?how many times}
 
 burners=()
-for _ in $(seq "$(nproc)"); do
+for _ in $(seq "${BURNERS:-1}"); do
 	(while :; do :; done) &
 	burners+=($!)
 done
