@@ -85,10 +85,7 @@ reasons! {
         FamilyUnavailable: "No pool has a free address of an IP family that the Service requires; add addresses of that family or relax ipFamilyPolicy.",
         FamilyMismatch: "The requested address is of an IP family that the Service does not have; correct the request or the Service's ipFamilies.",
         NoClusterIP: "The Service has no cluster IP, so its IP families are not known yet; headless Services cannot have an external address.",
-        ClassNotOurs: "The Service's loadBalancerClass belongs to another provider; Bellrock leaves it alone.",
         NotLoadBalancer: "The Service is not of type LoadBalancer; it needs no external address.",
-        ConfigurationRefused: "The pools in force are older than the ones in the API, because the new ones do not parse; see the conditions of the pools.",
-        ApiError: "The API server refused or did not answer a write; the controller tries again.",
     }
 }
 
@@ -130,7 +127,6 @@ reasons! {
         Accepted: "The pool is in force.",
         AddressInvalid: "An entry of the pool does not parse; the message names it.",
         Overlap: "An entry of the pool overlaps with another entry or with another pool; addresses may belong to one pool only.",
-        WrongNamespace: "Bellrock reads its objects from its own namespace only; move the pool there.",
         AddressesInUseOutside: "Services use addresses that the pool no longer holds; they keep them, and the message lists them.",
     }
 }

@@ -7,6 +7,8 @@
 
 mod cluster;
 mod faults;
+mod kubernetes;
+mod reasons;
 mod records;
 mod requests;
 mod runner;

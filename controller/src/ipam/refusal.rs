@@ -189,6 +189,24 @@ impl Refusal {
     }
 }
 
+impl Refusal {
+    /// What to do when no pool has an address.
+    fn what_helps(&self) -> &'static str {
+        match self.reason() {
+            AllocationReason::PoolExhausted => {
+                "add addresses to a pool, or delete services that need none"
+            }
+            AllocationReason::FamilyUnavailable => {
+                "add addresses of this family to a pool, or change the service's ipFamilyPolicy"
+            }
+            AllocationReason::PoolNotForService => {
+                "change a pool's serviceAllocation, or the labels that it selects"
+            }
+            _ => "ask for a pool in the annotation bellrock.dev/address-pool",
+        }
+    }
+}
+
 /// The names joined by commas, or `none`.
 fn list<T: fmt::Display>(items: &[T]) -> String {
     if items.is_empty() {
@@ -210,16 +228,14 @@ impl fmt::Display for Refusal {
             ),
             Self::NoneFits { family, passed_over } => {
                 write!(f, "no pool has an {family} address for this service: ")?;
-                for (index, (pool, why)) in passed_over.iter().enumerate() {
-                    if index > 0 {
-                        f.write_str("; ")?;
-                    }
-                    if index == MAX_POOLS_NAMED {
-                        return write!(f, "and {} more pools", passed_over.len() - index);
-                    }
-                    write!(f, "{pool} {why}")?;
+                for (pool, why) in passed_over.iter().take(MAX_POOLS_NAMED) {
+                    write!(f, "{pool} {why}; ")?;
                 }
-                Ok(())
+                let more = passed_over.len().saturating_sub(MAX_POOLS_NAMED);
+                if more > 0 {
+                    write!(f, "and {more} more pools; ")?;
+                }
+                f.write_str(self.what_helps())
             }
             Self::OutsidePools { address } => write!(
                 f,
@@ -233,7 +249,7 @@ impl fmt::Display for Refusal {
             ),
             Self::Fenced { address, pool, fence } => write!(
                 f,
-                "{address} belongs to pool {pool}, which {}",
+                "{address} belongs to pool {pool}, which {}: ask for another address, or change the pool's serviceAllocation",
                 PassedOver::NotServed(*fence)
             ),
             Self::OfNode { address, node } => write!(
@@ -242,7 +258,7 @@ impl fmt::Display for Refusal {
             ),
             Self::Avoided { address, pool } => write!(
                 f,
-                "{address} ends in .0 or .255, which pool {pool} keeps back (avoidBuggyIPs)"
+                "{address} ends in .0 or .255, which pool {pool} keeps back: ask for another address, or set its avoidBuggyIPs to false"
             ),
             Self::Reserved { address, by } => write!(
                 f,
@@ -263,9 +279,9 @@ impl fmt::Display for Refusal {
                     Conflict::Key => f.write_str(
                         ", which does not share it with this one: choose another address, or give both the same sharing key",
                     ),
-                    Conflict::Namespace => f.write_str(", and an address is shared within one namespace only"),
+                    Conflict::Namespace => f.write_str(", and an address is shared within one namespace only: ask for another address"),
                     Conflict::Port((protocol, port)) => {
-                        write!(f, ", which uses port {port}/{protocol} too")
+                        write!(f, ", which uses port {port}/{protocol} too: choose another port or address")
                     }
                     Conflict::Policy => f.write_str(
                         ": services share an address only if all have externalTrafficPolicy Cluster, or all have Local and the same selector",
@@ -283,9 +299,9 @@ impl fmt::Display for Refusal {
             ),
             Self::Malformed { field, error } => write!(f, "{field}: {error}"),
             Self::NeedsBothFamilies => f.write_str(
-                "ipFamilyPolicy is RequireDualStack, but the service has one family only",
+                "ipFamilyPolicy is RequireDualStack, but the service has one family only: change the policy, or give the service two families",
             ),
-            Self::NoFamily => f.write_str("the service has no cluster ip, hence no address family"),
+            Self::NoFamily => f.write_str("the service has no cluster IP, hence no address family: a headless service cannot have an external address"),
         }
     }
 }

@@ -206,7 +206,8 @@ fn without_a_usable_pool_the_reason_says_which_kind_of_pool_is_missing() {
     assert_eq!(
         settlement.refusal.unwrap().to_string(),
         "no pool has an IPv4 address for this service: manual has autoAssign: false and must be \
-         asked for; tiny has no free address"
+         asked for; tiny has no free address; add addresses to a pool, or delete services that need \
+         none"
     );
 }
 
