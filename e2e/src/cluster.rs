@@ -5,15 +5,16 @@
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::json;
 
+use crate::audit;
 use crate::ground::Ground;
 use crate::parts::{self, Part};
 use crate::pki::Pki;
-use crate::process::{Process, Task};
+use crate::process::{Process, Task, lock};
 
 /// Port of the API server.
 pub const API_PORT: u16 = 6443;
@@ -85,6 +86,7 @@ pub struct Cluster {
     host: String,
     address: Ipv4Addr,
     pki: Pki,
+    api: Mutex<Option<Arc<Process>>>,
 }
 
 impl Cluster {
@@ -110,6 +112,7 @@ impl Cluster {
             host: host.to_owned(),
             address,
             pki,
+            api: Mutex::default(),
         };
         let mut lines = String::new();
         for (file, user, group) in IDENTITIES {
@@ -162,8 +165,8 @@ impl Cluster {
         self.pki.path(name).display().to_string()
     }
 
-    /// Starts etcd and the API server.
-    pub fn start_api(&self) -> Result<()> {
+    /// Starts etcd and the API server, which keeps an audit log if `audited`.
+    pub fn start_api(&self, audited: bool) -> Result<()> {
         let data = self.ground.dir().join("etcd");
         self.run(
             Part::Etcd,
@@ -178,8 +181,15 @@ impl Cluster {
                 "--unsafe-no-fsync".into(),
             ],
         )?;
-        self.run(
-            Part::Apiserver,
+        let mut args = Vec::new();
+        if audited {
+            let policy = self.pki.write("audit-policy.yaml", audit::POLICY)?;
+            args.push(format!("--audit-policy-file={}", policy.display()));
+            args.push(format!("--audit-log-path={}", self.audit_log().display()));
+            // In MB: it is read whole.
+            args.push("--audit-log-maxsize=4000".into());
+        }
+        args.extend(
             vec![
                 "--etcd-servers=http://127.0.0.1:2379".into(),
                 format!("--secure-port={API_PORT}"),
@@ -199,9 +209,28 @@ impl Cluster {
                 format!("--service-cluster-ip-range={SERVICE_CIDR}"),
                 "--allow-privileged=true".into(),
                 "--profiling=false".into(),
+                // Webhooks are called at their endpoints: nothing here carries the addresses of
+                // Services.
+                "--enable-aggregator-routing=true".into(),
             ],
-        )?;
+        );
+        *lock(&self.api) = Some(self.run(Part::Apiserver, args)?);
         Ok(())
+    }
+
+    /// The API server's audit log.
+    pub fn audit_log(&self) -> PathBuf {
+        self.ground.dir().join("audit.log")
+    }
+
+    /// Ends the API server in order, and starts it again.
+    pub fn restart_api(&self) -> Result<()> {
+        let Some(api) = lock(&self.api).clone() else {
+            bail!("the API server has not been started");
+        };
+        // It waits for watches to end, and cuts them then.
+        let _ = api.terminate(std::time::Duration::from_secs(20));
+        api.restart()
     }
 
     /// Starts what works on the API once it answers.

@@ -54,6 +54,8 @@ pub struct Options {
     pub topology: PathBuf,
     /// kube-proxy on the nodes.
     pub kube_proxy: KubeProxy,
+    /// The API server keeps an audit log of writes.
+    pub audit: bool,
     /// Keep the logs even if nothing fails.
     pub keep_logs: bool,
     /// Gets a line at each step.
@@ -65,6 +67,7 @@ impl Default for Options {
         Self {
             topology: default_topology(),
             kube_proxy: KubeProxy::default(),
+            audit: false,
             keep_logs: false,
             say: Arc::new(|line| eprintln!("{line}")),
         }
@@ -76,6 +79,7 @@ impl fmt::Debug for Options {
         f.debug_struct("Options")
             .field("topology", &self.topology)
             .field("kube_proxy", &self.kube_proxy)
+            .field("audit", &self.audit)
             .field("keep_logs", &self.keep_logs)
             .finish_non_exhaustive()
     }
@@ -148,7 +152,7 @@ impl Lab {
             .get(&plane)
             .context("no address of the control plane")?;
         let cluster = Cluster::prepare(ground, &plane, address)?;
-        cluster.start_api()?;
+        cluster.start_api(options.audit)?;
         let mut routers = BTreeMap::new();
         for name in topology.with_role(Role::Router) {
             let file = topology.nodes[name]
@@ -264,6 +268,12 @@ impl Lab {
             ensure!(status == 200, "kube-proxy on {node}: {status} {body}");
         }
         Ok(())
+    }
+
+    /// Ends the API server in order, starts it again and waits until it answers.
+    pub fn restart_api(&self) -> Result<()> {
+        self.cluster.restart_api()?;
+        self.until("the API server is ready", PATIENCE, || self.api_ready())
     }
 
     /// Waits until `condition` holds. Fails at once, quoting its log, if a

@@ -14,6 +14,8 @@
 #[cfg(feature = "lab")]
 pub mod agent;
 #[cfg(feature = "lab")]
+pub mod audit;
+#[cfg(feature = "lab")]
 pub mod bellrock;
 #[cfg(feature = "lab")]
 pub mod bench;

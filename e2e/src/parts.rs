@@ -40,11 +40,13 @@ pub enum Part {
     Kubelet,
     /// Deploys the topology of the cluster lab.
     Containerlab,
+    /// MetalLB's controller, to measure beside ours.
+    Metallb,
 }
 
 impl Part {
     /// All of them, in the order they are built.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Etcd,
         Self::Apiserver,
         Self::ControllerManager,
@@ -54,6 +56,7 @@ impl Part {
         Self::Helm,
         Self::Kubelet,
         Self::Containerlab,
+        Self::Metallb,
     ];
 
     /// What the lab of network namespaces needs.
@@ -79,6 +82,7 @@ impl Part {
             Self::Helm => "helm",
             Self::Kubelet => "kubelet",
             Self::Containerlab => "containerlab",
+            Self::Metallb => "metallb-controller",
         }
     }
 
@@ -92,6 +96,7 @@ impl Part {
             Self::Etcd => &ETCD,
             Self::Helm => &HELM,
             Self::Containerlab => &CONTAINERLAB,
+            Self::Metallb => &METALLB,
             _ => &KUBERNETES,
         }
     }
@@ -101,6 +106,7 @@ impl Part {
             Self::Etcd => ".".to_owned(),
             Self::Helm => "helm.sh/helm/v3/cmd/helm".to_owned(),
             Self::Containerlab => "github.com/srl-labs/containerlab".to_owned(),
+            Self::Metallb => "go.universe.tf/metallb/controller".to_owned(),
             _ => format!("k8s.io/kubernetes/cmd/{}", self.name()),
         }
     }
@@ -109,7 +115,7 @@ impl Part {
     const fn about(self) -> &'static str {
         match self {
             Self::Apiserver => "4 minutes",
-            Self::ControllerManager | Self::Helm | Self::Containerlab => "1 minute",
+            Self::ControllerManager | Self::Helm | Self::Containerlab | Self::Metallb => "1 minute",
             _ => "20 seconds",
         }
     }
@@ -144,6 +150,7 @@ macro_rules! module {
 
 static ETCD: Module = module!("etcd", false, "go.mod", "go.sum", "main.go");
 static HELM: Module = module!("helm", false, "go.mod", "go.sum", "tools.go");
+static METALLB: Module = module!("metallb", false, "go.mod", "go.sum", "tools.go");
 static CONTAINERLAB: Module = Module {
     patch: Some(&Patch {
         module: "github.com/srl-labs/containerlab",
@@ -288,28 +295,18 @@ fn build(part: Part) -> Result<()> {
 
 /// Makes the build use a patched copy of a module.
 fn apply(patch: &Patch, source: &Path) -> Result<()> {
-    let fetched = go()?
-        .args(["mod", "download", "-json", patch.module])
-        .current_dir(source)
-        .env("GOWORK", "off")
-        .env_remove("GOFLAGS")
-        .output()
-        .context("run go mod download")?;
-    let said: serde_json::Value = serde_json::from_slice(&fetched.stdout)
-        .with_context(|| String::from_utf8_lossy(&fetched.stderr).into_owned())?;
-    let folder = said["Dir"]
-        .as_str()
-        .with_context(|| format!("{}: {}", patch.module, said["Error"]))?;
+    let folder = fetched(patch.module, source)?;
     let copy = source.join("patched");
     if copy.exists() {
         fs::remove_dir_all(&copy)?;
     }
     let copied = Command::new("cp")
-        .args(["--recursive", "--no-preserve=mode", folder])
+        .args(["--recursive", "--no-preserve=mode"])
+        .arg(&folder)
         .arg(&copy)
         .status()
         .context("copy the module")?;
-    ensure!(copied.success(), "copy {folder}: {copied}");
+    ensure!(copied.success(), "copy {}: {copied}", folder.display());
     let file = copy.join(patch.file);
     let text = fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
     ensure!(
@@ -321,6 +318,28 @@ fn apply(patch: &Patch, source: &Path) -> Result<()> {
     let mut module = File::options().append(true).open(source.join("go.mod"))?;
     writeln!(module, "\nreplace {} => ./patched", patch.module)?;
     Ok(())
+}
+
+/// The folder of a module that the module in `source` requires.
+fn fetched(module: &str, source: &Path) -> Result<PathBuf> {
+    let fetched = go()?
+        .args(["mod", "download", "-json", module])
+        .current_dir(source)
+        .env("GOWORK", "off")
+        .env_remove("GOFLAGS")
+        .output()
+        .context("run go mod download")?;
+    let said: serde_json::Value = serde_json::from_slice(&fetched.stdout)
+        .with_context(|| String::from_utf8_lossy(&fetched.stderr).into_owned())?;
+    let folder = said["Dir"].as_str();
+    Ok(folder
+        .with_context(|| format!("{module}: {}", said["Error"]))?
+        .into())
+}
+
+/// Where the source of `module`, which a part that has been built requires, is.
+pub fn source(part: Part, module: &str) -> Result<PathBuf> {
+    fetched(module, &part.module().folder()?.join("module"))
 }
 
 /// Go, from the PATH or from where its installer puts it.

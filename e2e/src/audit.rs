@@ -1,0 +1,138 @@
+//! The API server's audit log: who wrote what and when, in the server's own words.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+
+use anyhow::{Context, Result};
+use k8s_openapi::jiff::Timestamp;
+use serde_json::Value;
+
+use crate::lab::Lab;
+use crate::suite::NAMESPACE;
+
+/// Reads are left out; of what allocation is about, the objects are kept.
+pub(crate) const POLICY: &str = r#"
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+omitManagedFields: true
+rules:
+- level: None
+  verbs: [get, list, watch]
+- level: RequestResponse
+  resources:
+  - group: ""
+    resources: [services, services/status]
+  - group: bellrock.dev
+    resources: [virtualips]
+- level: RequestResponse
+  namespaces: [bellrock-system]
+  resources:
+  - group: coordination.k8s.io
+    resources: [leases]
+- level: Metadata
+"#;
+
+/// A write that was answered.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Who wrote.
+    pub user: String,
+    /// create, update, patch, delete or deletecollection.
+    pub verb: String,
+    /// The resource, and the subresource after a slash.
+    pub resource: String,
+    /// The object's namespace, empty if it has none.
+    pub namespace: String,
+    /// The object's name.
+    pub name: String,
+    /// The HTTP status.
+    pub code: u64,
+    /// When the request came.
+    pub received: Timestamp,
+    /// When it was answered.
+    pub answered: Timestamp,
+    /// The body of the request, where it is kept.
+    pub request: Value,
+    /// The answer, where it is kept.
+    pub response: Value,
+}
+
+impl Entry {
+    /// The write that a line of the log tells of; `None` for a line that tells of none.
+    #[must_use]
+    pub fn parse(line: &str) -> Option<Self> {
+        let mut event: Value = serde_json::from_str(line).ok()?;
+        if event["stage"] != "ResponseComplete" {
+            return None;
+        }
+        let (request, response) = (event["requestObject"].take(), event["responseObject"].take());
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let time = |field: &str| event[field].as_str()?.parse().ok();
+        let object = &event["objectRef"];
+        let (mut resource, sub) = (text(&object["resource"]), text(&object["subresource"]));
+        if !sub.is_empty() {
+            resource = format!("{resource}/{sub}");
+        }
+        let mut name = text(&object["name"]);
+        if name.is_empty() {
+            name = text(&response["metadata"]["name"]);
+        }
+        Some(Self {
+            user: text(&event["user"]["username"]),
+            verb: text(&event["verb"]),
+            resource,
+            namespace: text(&object["namespace"]),
+            name,
+            code: event["responseStatus"]["code"].as_u64()?,
+            received: time("requestReceivedTimestamp")?,
+            answered: time("stageTimestamp")?,
+            request,
+            response,
+        })
+    }
+
+    /// Whether it was made.
+    #[must_use]
+    pub fn succeeded(&self) -> bool {
+        (200..300).contains(&self.code)
+    }
+
+    /// Whether our controller made it.
+    #[must_use]
+    pub fn by_controller(&self) -> bool {
+        self.user == format!("system:serviceaccount:{NAMESPACE}:bellrock-controller")
+    }
+
+    /// Whether it is part of giving or taking an address: not a lease, an Event or a pool's
+    /// counters.
+    #[must_use]
+    pub fn is_allocation(&self) -> bool {
+        matches!(
+            self.resource.as_str(),
+            "services" | "services/status" | "virtualips"
+        )
+    }
+}
+
+impl Lab {
+    /// The writes of the audit log after the first `skip` lines, and how many lines there are by
+    /// now. The last line may still be being written; it is not counted then.
+    pub fn audit(&self, skip: usize) -> Result<(Vec<Entry>, usize)> {
+        let path = self.cluster.audit_log();
+        let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+        let mut reader = BufReader::new(file);
+        let (mut entries, mut lines, mut line) = (Vec::new(), 0, String::new());
+        loop {
+            line.clear();
+            reader.read_line(&mut line)?;
+            if !line.ends_with('\n') {
+                return Ok((entries, lines));
+            }
+            lines += 1;
+            if lines > skip {
+                entries.extend(Entry::parse(&line));
+            }
+        }
+    }
+}
