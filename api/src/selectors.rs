@@ -54,13 +54,14 @@ pub(crate) fn selector_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema_of_selector()
 }
 
-/// Schema of a list of distinct selectors.
+/// Schema of a list of selectors.
 pub(crate) fn selectors_schema(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
         "maxItems": 32,
         "items": json_schema_of_selector(),
-        "x-kubernetes-list-type": "set",
+        // Not a set: server-side apply knows no sets of objects, and refuses every object with one.
+        "x-kubernetes-list-type": "atomic",
     })
 }
 

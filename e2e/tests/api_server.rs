@@ -55,7 +55,15 @@ impl Kind {
         };
         if case.was.is_none() && case.status.is_none() {
             let object = self.object(case, case.spec.as_ref());
-            return self.api.create(&dry, &object).await.map(drop);
+            self.api.create(&dry, &object).await?;
+            // Whoever applies on the server's side (Argo CD, Flux) sends it so: there, lists are
+            // merged by their types.
+            let apply = PatchParams {
+                dry_run: true,
+                ..PatchParams::apply("test")
+            };
+            let patch = Patch::Apply(&object);
+            return self.api.patch(&case.name, &apply, &patch).await.map(drop);
         }
         let before = self.object(case, case.was.as_ref());
         let mut now = self
