@@ -5,67 +5,12 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 
-use anyhow::Result;
-use bellrock_e2e::netns::{Netns, as_root};
+use bellrock_e2e::netns::as_root;
 use bellrock_forward::{ExternalPolicy, Protocol, Service};
-use common::lab::{Addresses, Answer, Lab, PATIENCE, SILENCE, call};
+use common::ask::{L4, answers, ask, refused, silence};
+use common::lab::{Addresses, Answer, Lab};
 use common::{NODE_PORT, key, service, with};
-
-const L4: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
-
-fn ask(from: &Netns, protocol: Protocol, to: SocketAddr) -> Result<Answer> {
-    from.run(|| call(protocol, to, PATIENCE)).unwrap()
-}
-
-/// All answers that turn up, until those expected have.
-fn answers(from: &Netns, protocol: Protocol, to: SocketAddr, expected: &[Answer]) {
-    let expected: BTreeSet<Answer> = expected.iter().cloned().collect();
-    let mut seen = BTreeSet::new();
-    // With two endpoints, 40 calls that all reach one: once in 10^11.
-    for _ in 0..40 {
-        seen.insert(ask(from, protocol, to).unwrap());
-        if seen == expected && seen.len() > 1 {
-            break;
-        }
-    }
-    assert_eq!(seen, expected, "{protocol} to {to}");
-}
-
-/// That nobody answers, and nobody refuses.
-fn silence(from: &Netns, protocol: Protocol, to: SocketAddr) {
-    let error = from
-        .run(|| call(protocol, to, SILENCE))
-        .unwrap()
-        .unwrap_err();
-    let kind = error
-        .downcast_ref::<std::io::Error>()
-        .map(std::io::Error::kind);
-    assert!(
-        matches!(
-            kind,
-            Some(std::io::ErrorKind::TimedOut | std::io::ErrorKind::WouldBlock)
-        ),
-        "{protocol} to {to}: {error}"
-    );
-}
-
-/// That the connection is refused: a reset, or port unreachable. A datagram
-/// of the node itself is refused before it leaves the system call.
-fn refused(from: &Netns, protocol: Protocol, to: SocketAddr) {
-    let error = ask(from, protocol, to).unwrap_err();
-    let kind = error
-        .downcast_ref::<std::io::Error>()
-        .map(std::io::Error::kind);
-    assert!(
-        matches!(
-            kind,
-            Some(std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::PermissionDenied)
-        ),
-        "{protocol} to {to}: {error}"
-    );
-}
 
 #[test]
 fn cluster_reaches_any_endpoint_and_hides_the_client_only_from_remote_ones() {

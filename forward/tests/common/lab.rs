@@ -97,10 +97,10 @@ pub(crate) struct Lab {
     _servers: Vec<Server>,
     pub(crate) client: Netns,
     pub(crate) node1: Netns,
+    pub(crate) node2: Netns,
     pub(crate) a: Netns,
-    _b: Netns,
-    _c: Netns,
-    _node2: Netns,
+    pub(crate) b: Netns,
+    pub(crate) c: Netns,
     _switch: Netns,
 }
 
@@ -170,21 +170,27 @@ impl Lab {
             .sh("ip route add 10.244.1.0/24 via 192.0.2.11; \
                  ip -6 route add fd00:244:0:1::/64 via 2001:db8::11")
             .unwrap();
-        let servers = pods
+        let mut servers: Vec<Server> = pods
             .iter()
             .zip(["a", "b", "c"])
-            .map(|(pod, name)| Server::start(pod, name))
+            .map(|(pod, name)| Server::start(pod, name, ip("::")))
             .collect();
+        // On the host network: each on one address, so that an answer by UDP
+        // comes from where the question went.
+        for a in Addresses::both() {
+            servers.push(Server::start(&node1, "node1", a.node1));
+            servers.push(Server::start(&node2, "node2", a.node2));
+        }
         let mut pods = pods.into_iter();
         let mut pod = || pods.next().unwrap();
         Self {
             _servers: servers,
             client,
             node1,
+            node2,
             a: pod(),
-            _b: pod(),
-            _c: pod(),
-            _node2: node2,
+            b: pod(),
+            c: pod(),
             _switch: switch,
         }
     }
@@ -208,16 +214,16 @@ fn address(host: &Netns, device: &str, address: &str) {
         .unwrap();
 }
 
-/// A pod's server: says its name and the client's address, then echoes.
+/// A pod's server, or one on a node's own network: says its name and the client's address, then echoes.
 struct Server {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Server {
-    fn start(pod: &Netns, name: &'static str) -> Self {
+    fn start(pod: &Netns, name: &'static str, address: IpAddr) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let any = SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, PORT));
+        let any = SocketAddr::new(address, PORT);
         let (tcp, udp) = pod
             .run(|| {
                 (

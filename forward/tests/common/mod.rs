@@ -1,7 +1,9 @@
 //! Services for tests.
 #![allow(dead_code, reason = "each test crate uses its part")]
 
+pub(crate) mod ask;
 pub(crate) mod lab;
+pub(crate) mod sctp;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
