@@ -297,7 +297,7 @@ fn sctp_to_a_port_that_nobody_serves_is_rejected_and_goes_round_no_loop() {
 }
 
 #[test]
-fn a_thousand_endpoints_duplicates_and_the_last_port_are_served() {
+fn duplicates_and_the_last_port_are_served_and_a_thousand_endpoints_programmed() {
     if !as_root() {
         return;
     }
@@ -316,8 +316,8 @@ fn a_thousand_endpoints_duplicates_and_the_last_port_are_served() {
         }
         drop(forwarder);
 
-        // A thousand endpoints, of which one is real: with affinity its slots
-        // are those of a client, with luck of none; so without.
+        // More endpoints than a slice holds by default: a chain of a thousand
+        // slots. Few of them are real, so nobody calls.
         let thousand: Vec<Endpoint> = (0..999_u16)
             .map(|n| Endpoint {
                 port: 10_000 + n,

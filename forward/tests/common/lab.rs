@@ -214,7 +214,8 @@ fn address(host: &Netns, device: &str, address: &str) {
         .unwrap();
 }
 
-/// A pod's server, or one on a node's own network: says its name and the client's address, then echoes.
+/// A server of a pod, or on a node's own network: says its name and the
+/// client's address, then echoes.
 struct Server {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
