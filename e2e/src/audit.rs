@@ -66,7 +66,10 @@ impl Entry {
         if event["stage"] != "ResponseComplete" {
             return None;
         }
-        let (request, response) = (event["requestObject"].take(), event["responseObject"].take());
+        let (request, response) = (
+            event["requestObject"].take(),
+            event["responseObject"].take(),
+        );
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let time = |field: &str| event[field].as_str()?.parse().ok();
         let object = &event["objectRef"];

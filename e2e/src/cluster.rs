@@ -189,31 +189,29 @@ impl Cluster {
             // In MB: it is read whole.
             args.push("--audit-log-maxsize=4000".into());
         }
-        args.extend(
-            vec![
-                "--etcd-servers=http://127.0.0.1:2379".into(),
-                format!("--secure-port={API_PORT}"),
-                format!("--advertise-address={}", self.address),
-                format!("--tls-cert-file={}", self.file("apiserver.crt")),
-                format!("--tls-private-key-file={}", self.file("apiserver.key")),
-                format!("--cert-dir={}", self.file("")),
-                format!("--token-auth-file={}", self.file("tokens.csv")),
-                "--authorization-mode=Node,RBAC".into(),
-                "--enable-admission-plugins=NodeRestriction".into(),
-                "--service-account-issuer=https://kubernetes.default.svc.cluster.local".into(),
-                format!("--service-account-key-file={}", self.file("accounts.pub")),
-                format!(
-                    "--service-account-signing-key-file={}",
-                    self.file("accounts.key")
-                ),
-                format!("--service-cluster-ip-range={SERVICE_CIDR}"),
-                "--allow-privileged=true".into(),
-                "--profiling=false".into(),
-                // Webhooks are called at their endpoints: nothing here carries the addresses of
-                // Services.
-                "--enable-aggregator-routing=true".into(),
-            ],
-        );
+        args.extend(vec![
+            "--etcd-servers=http://127.0.0.1:2379".into(),
+            format!("--secure-port={API_PORT}"),
+            format!("--advertise-address={}", self.address),
+            format!("--tls-cert-file={}", self.file("apiserver.crt")),
+            format!("--tls-private-key-file={}", self.file("apiserver.key")),
+            format!("--cert-dir={}", self.file("")),
+            format!("--token-auth-file={}", self.file("tokens.csv")),
+            "--authorization-mode=Node,RBAC".into(),
+            "--enable-admission-plugins=NodeRestriction".into(),
+            "--service-account-issuer=https://kubernetes.default.svc.cluster.local".into(),
+            format!("--service-account-key-file={}", self.file("accounts.pub")),
+            format!(
+                "--service-account-signing-key-file={}",
+                self.file("accounts.key")
+            ),
+            format!("--service-cluster-ip-range={SERVICE_CIDR}"),
+            "--allow-privileged=true".into(),
+            "--profiling=false".into(),
+            // Webhooks are called at their endpoints: nothing here carries the addresses of
+            // Services.
+            "--enable-aggregator-routing=true".into(),
+        ]);
         *lock(&self.api) = Some(self.run(Part::Apiserver, args)?);
         Ok(())
     }

@@ -31,7 +31,7 @@ fn lab() -> Lab {
     lab
 }
 
-fn object(kind: &str, name: &str, spec: Value) -> Value {
+fn object(kind: &str, name: &str, spec: &Value) -> Value {
     json!({
         "apiVersion": "bellrock.dev/v1beta1", "kind": kind,
         "metadata": { "name": name, "namespace": NAMESPACE }, "spec": spec,
@@ -106,17 +106,17 @@ fn a_tenant_cannot_take_the_address_of_another() {
         object(
             "IPAddressPool",
             "a",
-            json!({ "addresses": ["192.0.2.0/28"], "serviceAllocation": fence }),
+            &json!({ "addresses": ["192.0.2.0/28"], "serviceAllocation": fence }),
         ),
         object(
             "IPAddressPool",
             "common",
-            json!({ "addresses": ["198.51.100.0/28"] }),
+            &json!({ "addresses": ["198.51.100.0/28"] }),
         ),
         object(
             "IPAddressPool",
             "nobody",
-            json!({ "addresses": ["203.0.113.0/28"], "serviceAllocation": nobody }),
+            &json!({ "addresses": ["203.0.113.0/28"], "serviceAllocation": nobody }),
         ),
         wish("tenant-a", "own", 80, &json!({})),
         wish(
@@ -344,7 +344,7 @@ fn examples(page: &str) -> Vec<(String, Vec<(String, String)>)> {
                     .strip_prefix("<!-- ")
                     .and_then(|l| l.strip_suffix(" -->"));
                 if let Some((who, what)) = promise.and_then(|p| p.split_once(": ")) {
-                    let (_, promises) = found.last_mut().expect("a block before the comment");
+                    let (_, promises) = found.last_mut().unwrap();
                     promises.push((who.to_owned(), what.to_owned()));
                 }
             }
