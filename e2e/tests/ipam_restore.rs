@@ -136,6 +136,12 @@ fn what_is_right_is_not_written_and_what_is_reserved_comes_back() -> Result<()> 
         })
     };
     lab.apply(&list(&[reserved(0), reserved(1)]))?;
+    lab.until("the controller knows the reservations", SOON, || {
+        let pool = lab.kubectl_json(&["get", "ipaddresspool", "main", "-n", NAMESPACE])?;
+        let used = &pool["status"]["assignedIPv4"];
+        ensure!(*used == 2, "{used} are used");
+        Ok(())
+    })?;
     let services: Vec<Value> = (0..10).map(|n| manifest(&format!("s{n}"))).collect();
     lab.apply(&list(&services))?;
     let before = settled(&lab);

@@ -22,7 +22,7 @@ mod world;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::demo::screen::Screen;
 use crate::ground::check_root;
@@ -167,17 +167,21 @@ fn tell(inside: &Inside, screen: &mut Screen) -> Result<()> {
     );
     images::build(&inside.folder, inside.base.as_deref(), &say)?;
     let world = world::World::deploy(&inside.folder, screen)?;
-    if inside.stay {
-        println!("\n{}", world.usage()?);
-        loop {
-            std::thread::park();
+    let told = world.join(screen).and_then(|()| {
+        if inside.stay {
+            println!("\n{}", world.usage()?);
+            loop {
+                std::thread::park();
+            }
         }
-    }
-    let told = story::tell(&world, &inside.image, screen);
+        story::tell(&world, &inside.image, screen)
+    });
     if let Err(error) = told {
-        let logs = world.keep_logs()?;
-        return Err(error)
-            .with_context(|| format!("cluster lab failed; logs in {}", logs.display()));
+        let place = match world.keep_logs() {
+            Ok(logs) => format!("logs in {}", logs.display()),
+            Err(error) => format!("its logs could not be kept: {error:#}"),
+        };
+        return Err(error.context(format!("cluster lab failed; {place}")));
     }
     screen.end("cluster lab");
     // In the words that test runners use.

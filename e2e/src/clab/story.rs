@@ -164,6 +164,31 @@ fn reach(world: &World, screen: &mut Screen, address: Ipv4Addr) -> Result<()> {
         let owner = world.neighbour("c1", address)?;
         Ok(((), format!("{} by {owner}", answer.pod)))
     })?;
+    screen.check(
+        "every speaker's own token lets it report, and no other",
+        || {
+            world.until("the API has the owner and the reports", SOON, || {
+                let owner = world.neighbour("c1", address)?;
+                let vip = world.kubectl_json(&["get", "virtualip", &address.to_string()])?;
+                ensure!(
+                    vip["status"]["owner"] == owner.as_str(),
+                    "the owner is {owner}, the VirtualIP says {}",
+                    vip["status"]["owner"]
+                );
+                for node in world.nodes() {
+                    let report = world.kubectl_json(&["get", "speakerstatus", node])?;
+                    ensure!(
+                        report["status"]["renewed"].is_string(),
+                        "{node} has not reported: {report}"
+                    );
+                }
+                Ok((
+                    (),
+                    format!("owner {owner}, reports of {}", world.nodes().join(", ")),
+                ))
+            })
+        },
+    )?;
     screen.check("curl through FRR, from a client behind the router", || {
         world.until_routed(address, &world.nodes())?;
         world.until("curl answers", SOON, || world.curl("c2", address))?;
@@ -381,7 +406,13 @@ fn uninstall(world: &World, screen: &mut Screen, address: Ipv4Addr) -> Result<()
     screen.check("nobody answers for the address", || {
         let line = format!("arping -c 2 -w 3 -I eth1 {address} || true");
         let said = world.sh("c1", &line)?;
-        ensure!(!said.contains("reply from"), "{said}");
+        ensure!(
+            said.contains("Sent 2 probes") && !said.contains("reply from"),
+            "{said}"
+        );
+        // The way there is open: a node answers.
+        let node = world.address(world.nodes()[0])?;
+        world.sh("c2", &format!("ping -c 1 -W 5 {node}"))?;
         ensure!(
             world.curl("c2", address).is_err(),
             "curl answers through the router"

@@ -30,7 +30,7 @@ pub(super) struct World {
 }
 
 impl World {
-    /// Deploys the topology and waits until all nodes are Ready.
+    /// Deploys the topology.
     pub(super) fn deploy(folder: &Path, screen: &mut Screen) -> Result<Self> {
         let topology = Topology::load(&checkout().join(TOPOLOGY))?;
         let nodes: Vec<String> = topology.with_role(Role::Node).map(str::to_owned).collect();
@@ -39,21 +39,24 @@ impl World {
             containerlab(folder, &["deploy", "--reconfigure"])?;
             Ok(((), took(start)))
         })?;
-        let world = Self {
+        Ok(Self {
             folder: folder.to_owned(),
             kubeconfig: folder.join("kubeconfig"),
             topology,
             nodes,
-        };
+        })
+    }
+
+    /// Waits until all nodes are Ready.
+    pub(super) fn join(&self, screen: &mut Screen) -> Result<()> {
         screen.check("kubelets have joined, all nodes are Ready", || {
             let start = Instant::now();
-            world.until("there is a kubeconfig", PATIENCE, || {
-                world.fetch_kubeconfig()
+            self.until("there is a kubeconfig", PATIENCE, || {
+                self.fetch_kubeconfig()
             })?;
-            world.until_nodes_ready()?;
+            self.until_nodes_ready()?;
             Ok(((), took(start)))
-        })?;
-        Ok(world)
+        })
     }
 
     fn fetch_kubeconfig(&self) -> Result<()> {
@@ -361,6 +364,8 @@ impl World {
                 self.sh(host, "ip addr; ip route; ip neigh; nft list tables || true"),
             );
         }
+        // Of an engine of our own.
+        let _ = std::fs::copy(self.folder.join("dockerd.log"), logs.join("dockerd.log"));
         save(
             "router.txt",
             self.exec(
