@@ -47,7 +47,7 @@ pub use ip_address_pool::{
     IPAddressPool, IPAddressPoolSpec, IPAddressPoolStatus, ServiceAllocation,
 };
 pub use l2_advertisement::{L2Advertisement, L2AdvertisementSpec, PreferredNodeSelector};
-pub use reason::{AllocationReason, AnnouncementReason, PoolReason};
+pub use reason::{AllocationReason, AnnouncementReason, NodeReason, PoolReason};
 pub use speaker_status::{
     AddressState, AddressStatus, ConfigurationStatus, ForwardingStatus, InterfaceStatus, Refusal,
     RefusalProtocol, SessionState, SessionStatus, SpeakerStatus, SpeakerStatusSpec,

@@ -110,6 +110,7 @@ reasons! {
         HeldByForeignHost: "A host that is none of ours answers for the address; free it there or take it out of the pool.",
         Verifying: "The node checks that nobody else holds the address before it answers.",
         AddressTaken: "The address belongs to a node, a BGP peer, a gateway or the API server; announcing it would cut that off: take it out of the pool.",
+        AnsweredByKernel: "An interface of this node has the address, and its kernel answers ARP for it; set ipvs.strictARP in kube-proxy's configuration, or take the address off the interface.",
         SourceRangesInvalid: "An entry of loadBalancerSourceRanges is not a CIDR, so it is unknown whom to let in; correct it.",
         SpeakerSilent: "The node's speaker has not reported for minutes; check its pod and the node.",
         NoPeer: "No BGPPeer is selected for this node; create one or widen the nodeSelectors of the peers.",
@@ -118,6 +119,17 @@ reasons! {
         FamilyUnsupported: "The address's IP family cannot be announced this way by this node or to this peer; use another protocol or family.",
         ConflictingAdvertisements: "Advertisements give the same route different local preferences; make them agree or select fewer.",
         CommunityUnknown: "A BGPAdvertisement names a community alias that no Community defines; define it or write the numbers.",
+    }
+}
+
+reasons! {
+    /// What a node's speaker found there that can keep traffic from arriving. It is told, and
+    /// announcing goes on: whether something else lets the traffic pass is not known.
+    NodeReason {
+        ForwardPolicyDrop: "A chain of another table drops forwarded packets that none of its rules accepts; see that a rule there accepts traffic to pods, as many network plugins do.",
+        DockerRules: "Docker's rules filter what this node forwards, traffic to pods too; let it pass in the chain DOCKER-USER, or run no Docker there.",
+        KubeProxyMissing: "Forwarding is left to kube-proxy, and none was found on this node; start it, or set forwarding to nftables.",
+        HealthCheckPortTaken: "Another process holds the healthCheckNodePort of a Service, so balancers do not hear how many endpoints the node has; the message names it.",
     }
 }
 
@@ -179,6 +191,7 @@ mod tests {
             AnnouncementReason::as_str,
             AnnouncementReason::sentence,
         );
+        check(NodeReason::ALL, NodeReason::as_str, NodeReason::sentence);
         check(PoolReason::ALL, PoolReason::as_str, PoolReason::sentence);
     }
 }

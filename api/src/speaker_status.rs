@@ -15,6 +15,8 @@ pub const MAX_SESSIONS: usize = 128;
 pub const MAX_ADDRESSES: usize = 1024;
 /// Most refusals that a status lists; the rest are counted in `refusalsOmitted`.
 pub const MAX_REFUSALS: usize = 256;
+/// Most warnings that a status lists.
+pub const MAX_WARNINGS: usize = 32;
 /// Longest message, in characters.
 pub const MAX_MESSAGE: usize = 1024;
 
@@ -287,6 +289,23 @@ pub struct ForwardingStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_MESSAGE))]
     pub message: Option<String>,
+    /// What was found on the node that may keep traffic from arriving.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_WARNINGS), extend("x-kubernetes-list-type" = "atomic"))]
+    pub warnings: Vec<Warning>,
+}
+
+/// Something on the node that may keep traffic from arriving.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Warning {
+    /// A [`NodeReason`](crate::NodeReason)'s name.
+    #[schemars(length(max = 64))]
+    pub reason: String,
+    /// What the reason's own sentence cannot know, such as a table and a chain.
+    #[serde(default)]
+    #[schemars(length(max = MAX_MESSAGE))]
+    pub message: String,
 }
 
 #[expect(
