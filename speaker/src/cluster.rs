@@ -4,92 +4,18 @@
 //! Objects are projected as they arrive and then dropped: an endpoint costs
 //! tens of bytes here, not the kilobyte of its API object.
 
+mod objects;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use bellrock_api::CommunityValue;
 use bellrock_bgp::{Password, PeerAsn};
-use bellrock_forward::{Protocol, ServiceKey};
-use ipnet::IpNet;
+use bellrock_forward::ServiceKey;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
-/// `spec.externalTrafficPolicy`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TrafficPolicy {
-    /// Any endpoint of the cluster.
-    Cluster,
-    /// Only endpoints of the node that the packet reached.
-    Local,
-}
-
-/// A Service of type `LoadBalancer`, as far as speakers care.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Service {
-    /// Its labels, for `serviceSelectors`.
-    pub labels: BTreeMap<String, String>,
-    /// `externalTrafficPolicy`.
-    pub policy: TrafficPolicy,
-    /// `sessionAffinity: ClientIP`.
-    pub affinity: bool,
-    /// `loadBalancerSourceRanges`; `None` if one of them does not parse.
-    pub source_ranges: Option<Vec<IpNet>>,
-    /// Its ports.
-    pub ports: Vec<ServicePort>,
-}
-
-/// One port of a Service.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServicePort {
-    /// Its name; empty where the Service has one port.
-    pub name: String,
-    /// TCP, UDP or SCTP.
-    pub protocol: Protocol,
-    /// The port on the load balancer's address.
-    pub port: u16,
-    /// The port on every node, if allocated.
-    pub node_port: Option<u16>,
-}
-
-/// What one EndpointSlice says.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Slice {
-    /// Port number by (port name, protocol).
-    pub ports: BTreeMap<(String, Protocol), u16>,
-    /// Its endpoints.
-    pub endpoints: Vec<Endpoint>,
-}
-
-/// One endpoint of a slice.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    /// The pod's address. A slice's endpoint has interchangeable addresses;
-    /// the first one is used, as kube-proxy does.
-    pub address: IpAddr,
-    /// Where it runs, if the slice says so.
-    pub node: Option<String>,
-    /// Takes new traffic: ready and not terminating.
-    pub ready: bool,
-    /// Terminating but still serving (KEP-1669): used when none is ready.
-    pub serving_terminating: bool,
-}
-
-/// A node, as far as announcing cares.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Node {
-    /// Its labels.
-    pub labels: BTreeMap<String, String>,
-    /// InternalIP addresses.
-    pub addresses: BTreeSet<IpAddr>,
-    /// `spec.podCIDRs`.
-    pub pod_networks: Vec<IpNet>,
-    /// Condition NetworkUnavailable is true.
-    pub network_unavailable: bool,
-    /// Keys of its taints.
-    pub taints: BTreeSet<String>,
-    /// Has a deletion timestamp.
-    pub deleting: bool,
-}
+pub use objects::{Endpoint, Hints, Node, Service, ServiceKind, ServicePort, Slice, TrafficPolicy};
 
 /// An allocated address.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -239,7 +165,7 @@ pub struct PasswordSecret {
 /// One object that changed; `None` where it is gone.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
-    /// A Service; one of another type than LoadBalancer counts as gone.
+    /// A Service; one without ports on nodes or balancers counts as gone.
     Service(ServiceKey, Option<Service>),
     /// An EndpointSlice by namespace and name, and the Service that it
     /// belongs to.
@@ -285,7 +211,7 @@ impl Dirty {
 /// The snapshot.
 #[derive(Debug, Clone, Default)]
 pub struct Cluster {
-    /// Services of type LoadBalancer.
+    /// Services of type LoadBalancer and NodePort.
     pub services: BTreeMap<ServiceKey, Service>,
     /// Slices by Service, then by slice name.
     pub slices: BTreeMap<ServiceKey, BTreeMap<String, Slice>>,

@@ -1,6 +1,7 @@
 //! From API objects to the snapshot's types. Everything that a decision does
 //! not need is dropped here.
 
+mod kubernetes;
 #[cfg(test)]
 mod tests;
 
@@ -8,176 +9,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use bellrock_api::annotations::LABEL_SERVICE_NAME;
 use bellrock_api::{
     BGPAdvertisement, BGPPeer, Community, CommunityError, DynamicAsn, L2Advertisement, VirtualIP,
 };
 use bellrock_bgp::{MAX_PASSWORD, Password, PeerAsn};
-use bellrock_forward::{Protocol, ServiceKey};
-use ipnet::IpNet;
-use k8s_openapi::api::core::v1::{self as core, Service as ApiService};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use bellrock_forward::ServiceKey;
+use k8s_openapi::api::core::v1 as core;
 use kube::ResourceExt;
 use kube::api::DynamicObject;
 
-use crate::cluster::{
-    self, Change, CommunityName, Endpoint, Node, PeerPassword, Scope, Service, ServicePort, Slice,
-    TrafficPolicy, VirtualIp,
-};
+use crate::cluster::{self, Change, CommunityName, PeerPassword, Scope, VirtualIp};
 use crate::watch::Parsed;
-
-fn protocol(name: Option<&str>) -> Option<Protocol> {
-    match name.unwrap_or("TCP") {
-        "TCP" => Some(Protocol::Tcp),
-        "UDP" => Some(Protocol::Udp),
-        "SCTP" => Some(Protocol::Sctp),
-        _ => None,
-    }
-}
-
-fn port_number(number: i32) -> Option<u16> {
-    u16::try_from(number).ok().filter(|port| *port != 0)
-}
-
-/// A Service; gone, if it is not of type LoadBalancer.
-pub fn service(object: &ApiService) -> Parsed {
-    Parsed::Change(service_change(object))
-}
-
-fn service_change(object: &ApiService) -> Change {
-    let key = ServiceKey {
-        namespace: object.namespace().unwrap_or_default(),
-        name: object.name_any(),
-    };
-    let spec = object
-        .spec
-        .as_ref()
-        .filter(|spec| spec.type_.as_deref() == Some("LoadBalancer"));
-    let Some(spec) = spec else {
-        return Change::Service(key, None);
-    };
-    let ports = spec.ports.iter().flatten().filter_map(|port| {
-        Some(ServicePort {
-            name: port.name.clone().unwrap_or_default(),
-            protocol: protocol(port.protocol.as_deref())?,
-            port: port_number(port.port)?,
-            node_port: port.node_port.and_then(port_number),
-        })
-    });
-    Change::Service(
-        key,
-        Some(Service {
-            labels: object.labels().clone(),
-            policy: match spec.external_traffic_policy.as_deref() {
-                Some("Local") => TrafficPolicy::Local,
-                _ => TrafficPolicy::Cluster,
-            },
-            affinity: spec.session_affinity.as_deref() == Some("ClientIP"),
-            source_ranges: source_ranges(object, spec),
-            ports: ports.collect(),
-        }),
-    )
-}
-
-/// The annotation that came before `spec.loadBalancerSourceRanges`.
-const LEGACY_SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
-
-/// The source ranges, or those of the annotation where the field is empty.
-/// One that does not parse leaves none: whom to let in is not known then.
-fn source_ranges(object: &ApiService, spec: &core::ServiceSpec) -> Option<Vec<IpNet>> {
-    let field = spec
-        .load_balancer_source_ranges
-        .iter()
-        .flatten()
-        .map(String::as_str);
-    let annotation = object.annotations().get(LEGACY_SOURCE_RANGES);
-    let listed = annotation.into_iter().flat_map(|text| text.split(','));
-    let mut ranges: Vec<&str> = field.map(str::trim).collect();
-    if ranges.is_empty() {
-        ranges = listed
-            .map(str::trim)
-            .filter(|range| !range.is_empty())
-            .collect();
-    }
-    ranges.into_iter().map(|range| range.parse().ok()).collect()
-}
-
-/// An EndpointSlice; gone, if it belongs to no Service or holds names instead
-/// of addresses.
-pub fn slice(object: &EndpointSlice) -> Parsed {
-    let slice = ServiceKey {
-        namespace: object.namespace().unwrap_or_default(),
-        name: object.name_any(),
-    };
-    Parsed::Change(Change::Slice(slice, slice_content(object)))
-}
-
-fn slice_content(object: &EndpointSlice) -> Option<(ServiceKey, Slice)> {
-    let key = ServiceKey {
-        namespace: object.namespace().unwrap_or_default(),
-        name: object.labels().get(LABEL_SERVICE_NAME)?.clone(),
-    };
-    if object.address_type == "FQDN" {
-        return None;
-    }
-    let ports = object.ports.iter().flatten().filter_map(|port| {
-        let name = port.name.clone().unwrap_or_default();
-        Some((
-            (name, protocol(port.protocol.as_deref())?),
-            port_number(port.port?)?,
-        ))
-    });
-    let endpoints = object.endpoints.iter().filter_map(|endpoint| {
-        let conditions = endpoint.conditions.clone().unwrap_or_default();
-        // Unset means ready, and serving. A Service that publishes addresses
-        // that are not ready has them marked ready.
-        let ready = conditions.ready != Some(false);
-        let terminating = conditions.terminating == Some(true);
-        Some(Endpoint {
-            address: endpoint.addresses.first()?.parse().ok()?,
-            node: endpoint.node_name.clone(),
-            ready,
-            serving_terminating: !ready && terminating && conditions.serving != Some(false),
-        })
-    });
-    let slice = Slice {
-        ports: ports.collect(),
-        endpoints: endpoints.collect(),
-    };
-    Some((key, slice))
-}
-
-/// A Node.
-pub fn node(object: &core::Node) -> Parsed {
-    let spec = object.spec.clone().unwrap_or_default();
-    let status = object.status.clone().unwrap_or_default();
-    let networks = spec.pod_cidrs.into_iter().flatten().chain(spec.pod_cidr);
-    let networks: BTreeSet<_> = networks.filter_map(|cidr| cidr.parse().ok()).collect();
-    let node = Node {
-        labels: object.labels().clone(),
-        addresses: status
-            .addresses
-            .iter()
-            .flatten()
-            .filter(|address| address.type_ == "InternalIP")
-            .filter_map(|address| address.address.parse::<IpAddr>().ok())
-            .collect(),
-        pod_networks: networks.into_iter().collect(),
-        network_unavailable: status
-            .conditions
-            .iter()
-            .flatten()
-            .any(|c| c.type_ == "NetworkUnavailable" && c.status == "True"),
-        taints: spec
-            .taints
-            .into_iter()
-            .flatten()
-            .map(|taint| taint.key)
-            .collect(),
-        deleting: object.metadata.deletion_timestamp.is_some(),
-    };
-    Parsed::Change(Change::Node(object.name_any(), Some(node)))
-}
+pub use kubernetes::{node, service, slice};
 
 /// A VirtualIP.
 pub fn virtual_ip(object: &VirtualIP) -> Parsed {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use bellrock_api::NodeReason;
 use bellrock_api::reason::AnnouncementReason as Reason;
 use bellrock_forward::{Report, ServiceKey};
 use tokio::sync::{mpsc, watch as channel};
@@ -17,9 +18,11 @@ use crate::apply::bgp::Bgp;
 use crate::apply::forward::Forwarding;
 use crate::apply::l2::L2;
 use crate::cluster::PeerPassword;
+use crate::health_check::HealthChecks;
 use crate::plan::{self, Settings};
 use crate::routes::{self, Routes};
 use crate::status::{Recorder, View};
+use crate::surroundings::{self, KubeProxy};
 use crate::turn::{Forward, Step, Turn};
 use crate::uninstall::Installation;
 use crate::watch::{Kind, Update};
@@ -48,6 +51,8 @@ pub struct Edges {
     pub routes: Routes,
     /// Names of the Secrets that peers need; somebody else reads them.
     pub secrets: channel::Sender<BTreeSet<String>>,
+    /// What is said of kube-proxy on this node.
+    pub kube_proxy: KubeProxy,
     /// Where BGP peers may connect to.
     pub bgp_listen: Vec<SocketAddr>,
     /// Tells whether the end is that of the installation.
@@ -67,6 +72,9 @@ pub struct Core {
     waiting: BTreeSet<Kind>,
     edges: Edges,
     bgp: Bgp,
+    health_checks: HealthChecks,
+    /// What may keep traffic from arriving.
+    warnings: Vec<(NodeReason, String)>,
     forwarding_error: Option<String>,
     invalid: BTreeMap<(Kind, String), String>,
     /// What the routing table says about sessions that are not up.
@@ -86,6 +94,8 @@ impl Core {
             settings,
             waiting: Kind::ALL.into_iter().collect(),
             bgp: Bgp::at(&edges.bgp_listen),
+            health_checks: HealthChecks::default(),
+            warnings: Vec::new(),
             edges,
             forwarding_error: None,
             invalid: BTreeMap::new(),
@@ -108,6 +118,8 @@ impl Core {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut ticks: u32 = 0;
+        // What there is besides us must be known before the first turn.
+        self.look_around().await;
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -141,6 +153,7 @@ impl Core {
             }
         }
         tracing::info!("stopping: handing addresses over and closing BGP sessions");
+        self.health_checks = HealthChecks::default();
         // The forwarding goes with an installation: routers must not count on it.
         let ends = match &self.edges.installation {
             Some(installation) => installation.is_over().await,
@@ -204,9 +217,15 @@ impl Core {
             self.bgp.drain().await;
         }
         self.leaving = leaving;
+        if begun.forward.node.is_some() {
+            self.health_checks
+                .listen_on(&self.turn.node_port_addresses());
+        }
         if !begun.forward.is_empty() {
             self.forward(begun.forward).await?;
         }
+        self.health_checks
+            .set_healthy(self.turn.adopted() && self.forwarding_error.is_none());
         self.bgp.flush().await;
         Ok(())
     }
@@ -221,8 +240,10 @@ impl Core {
         self.apply(steps);
         if let (true, Some(report)) = (first, result) {
             // Each Service has elements of its own in the table: with fewer
-            // new ones than Services, some were there.
-            if report.elements_added < report.programmed {
+            // new ones than Services, some were there. What others forward
+            // goes on without us.
+            let others = self.settings.forwarding != plan::Forwarding::Nftables;
+            if others || report.elements_added < report.programmed {
                 self.bgp.set_resumed();
             }
             self.bgp.set_peers(self.turn.cluster(), &self.me).await;
@@ -279,6 +300,9 @@ impl Core {
                 .l2
                 .set(self.turn.cluster(), &service, &before.l2, &now.l2);
             self.bgp.set(&service, &before.routes, &now.routes);
+            if before.health != now.health {
+                self.health_checks.set(&service, now.health);
+            }
             for verdict in &now.verdicts {
                 if !before.verdicts.contains(verdict) {
                     log_verdict(&service, verdict);
@@ -290,7 +314,8 @@ impl Core {
     async fn tick(&mut self, ticks: u32) -> Result<()> {
         self.edges.forwarding.check_alive()?;
         self.bgp.listen();
-        if self.turn.adopted() {
+        let ours = self.settings.forwarding == plan::Forwarding::Nftables;
+        if self.turn.adopted() && (ours || ticks.is_multiple_of(LOOK)) {
             self.check_table().await;
         }
         if ticks.is_multiple_of(RETRY) {
@@ -298,6 +323,7 @@ impl Core {
         }
         if ticks % LOOK == 1 {
             self.look_at_routes().await;
+            self.look_around().await;
             self.stale = true;
         }
         if std::mem::take(&mut self.stale) {
@@ -348,6 +374,35 @@ impl Core {
         }
     }
 
+    async fn look_around(&mut self) {
+        let handle = Arc::clone(self.edges.l2.handle());
+        let segment = tokio::task::spawn_blocking(move || handle.snapshot()).await;
+        let interfaces = segment.unwrap_or_default().interfaces.into_keys().collect();
+        let found = match surroundings::look(&self.edges.routes, interfaces).await {
+            Ok(found) => found,
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::warn!(error, "the node's surroundings are not known");
+                return;
+            }
+        };
+        let addresses = &self.turn.cluster().virtual_ips;
+        let (surroundings, mut warnings) = surroundings::judge(
+            &found,
+            self.edges.kube_proxy,
+            self.turn.settings(),
+            |address| addresses.contains_key(address),
+        );
+        warnings.extend(self.health_checks.taken());
+        for (reason, words) in &warnings {
+            if !self.warnings.iter().any(|(_, known)| known == words) {
+                tracing::warn!(reason = reason.as_str(), words, "{}", reason.sentence());
+            }
+        }
+        self.warnings = warnings;
+        self.turn.surround(surroundings);
+    }
+
     /// Names the Secrets that this node's peers need.
     fn read_secrets(&self) {
         let cluster = self.turn.cluster();
@@ -382,6 +437,7 @@ impl Core {
             waiting: self.waiting.clone(),
             services: self.turn.carried(),
             forwarding_error: self.forwarding_error.clone(),
+            warnings: self.warnings.clone(),
             refused: self.turn.refused().clone(),
             invalid: self.invalid.clone(),
             unusable_peers: self.bgp.refused(),

@@ -20,14 +20,18 @@ pub mod apply;
 pub mod cluster;
 pub mod convert;
 pub mod core;
+pub mod health_check;
+pub mod netfilter;
 pub mod plan;
 pub mod routes;
 mod run;
 mod secrets;
 mod serve;
 pub mod status;
+mod surroundings;
 pub mod turn;
 mod uninstall;
 pub mod watch;
 
 pub use run::{Args, run};
+pub use surroundings::KubeProxy;

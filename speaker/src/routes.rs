@@ -1,10 +1,13 @@
-//! The kernel's route to a BGP peer, to tell why a session does not come up.
+//! What the kernel has of routes and addresses: among them the route to a BGP
+//! peer, to tell why a session does not come up.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 use futures_util::TryStreamExt;
+use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::link::LinkAttribute;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute};
 use rtnetlink::{Handle, RouteMessageBuilder};
 
@@ -55,6 +58,42 @@ impl Routes {
             }
         }
         Ok(gateways)
+    }
+
+    /// Every address of this node, by interface.
+    pub async fn addresses(&self) -> Result<BTreeMap<String, BTreeSet<IpAddr>>> {
+        let mut names = BTreeMap::new();
+        let mut links = std::pin::pin!(self.handle.link().get().execute());
+        while let Some(link) = links.try_next().await.context("list interfaces")? {
+            let name = link
+                .attributes
+                .into_iter()
+                .find_map(|attribute| match attribute {
+                    LinkAttribute::IfName(name) => Some(name),
+                    _ => None,
+                });
+            names.extend(name.map(|name| (link.header.index, name)));
+        }
+        let mut all = BTreeMap::<String, BTreeSet<IpAddr>>::new();
+        let mut addresses = std::pin::pin!(self.handle.address().get().execute());
+        while let Some(address) = addresses.try_next().await.context("list addresses")? {
+            let Some(name) = names.get(&address.header.index) else {
+                continue;
+            };
+            // On a point-to-point link the other attribute is the peer's.
+            let own = |attribute: &AddressAttribute| match attribute {
+                AddressAttribute::Local(own) => Some(*own),
+                _ => None,
+            };
+            let only = |attribute: &AddressAttribute| match attribute {
+                AddressAttribute::Address(only) => Some(*only),
+                _ => None,
+            };
+            let found = address.attributes.iter().find_map(own);
+            let found = found.or_else(|| address.attributes.iter().find_map(only));
+            all.entry(name.clone()).or_default().extend(found);
+        }
+        Ok(all)
     }
 
     /// The route to `address`.
@@ -113,6 +152,33 @@ mod tests {
         assert!(hint(Route::Gateway, false).is_some());
         assert_eq!(hint(Route::Gateway, true), None);
         assert_eq!(hint(Route::Connected, false), None);
+    }
+
+    #[test]
+    fn addresses_are_listed_by_interface_and_a_tunnels_peer_is_not_ours() {
+        if !as_root() {
+            return;
+        }
+        let node = Netns::new("addresses").unwrap();
+        node.sh(
+            "ip link add kube-ipvs0 type bridge && ip addr add 192.0.2.10/32 dev kube-ipvs0 && \
+             ip link add ptp0 type bridge && ip addr add 10.1.0.1 peer 10.1.0.2/32 dev ptp0 && \
+             ip addr add 2001:db8::1/64 dev ptp0",
+        )
+        .unwrap();
+        let found = node
+            .run(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build()
+                    .unwrap();
+                runtime.block_on(async { Routes::open().unwrap().addresses().await.unwrap() })
+            })
+            .unwrap();
+        let of =
+            |name: &str| -> Vec<String> { found[name].iter().map(IpAddr::to_string).collect() };
+        assert_eq!(of("kube-ipvs0"), ["192.0.2.10"]);
+        assert_eq!(of("ptp0"), ["10.1.0.1", "2001:db8::1"]);
     }
 
     #[test]

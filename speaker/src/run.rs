@@ -25,9 +25,10 @@ use tokio_util::sync::CancellationToken;
 use crate::apply::forward::Forwarding;
 use crate::apply::l2::L2;
 use crate::core::{Core, Edges};
-use crate::plan::Settings;
+use crate::plan::{self, Settings, Surroundings};
 use crate::routes::Routes;
 use crate::status::{self, Recorder, View};
+use crate::surroundings::KubeProxy;
 use crate::uninstall::Installation;
 use crate::watch::{Kind, Update, each, follow};
 use crate::{convert, secrets, serve};
@@ -68,6 +69,18 @@ pub struct Args {
     /// node.kubernetes.io/exclude-from-external-load-balancers
     #[arg(long)]
     pub ignore_exclude_label: bool,
+    /// Who forwards what is sent to addresses: nftables (the speaker itself),
+    /// kube-proxy, or none (somebody else)
+    #[arg(long, value_name = "WHO", default_value = "nftables")]
+    pub forwarding: plan::Forwarding,
+    /// Whether kube-proxy is on the node. Where it is not, the speaker forwards
+    /// the node ports of all Services and serves their health check ports
+    #[arg(long, value_enum, default_value_t)]
+    pub kube_proxy: KubeProxy,
+    /// Have node ports listen on the node's addresses in this network
+    /// (repeatable); by default on its primary address of each family
+    #[arg(long, value_name = "CIDR")]
+    pub node_port_addresses: Vec<IpNet>,
     /// Address for BGP peers to connect to, usually port 179 (repeatable);
     /// without it the speaker opens every session itself
     #[arg(long, value_name = "ADDRESS:PORT")]
@@ -113,7 +126,7 @@ pub async fn run(args: Args) -> Result<()> {
     }
     let (handle, ownership) =
         bellrock_arp::Handle::start(config).context("start answering on the segment")?;
-    let forwarding = Forwarding::start()?;
+    let forwarding = Forwarding::start(args.forwarding)?;
 
     let client = Client::try_default().await.context("find the API server")?;
     let (view, viewed) = channel::channel(View::starting(&args.node_name));
@@ -147,12 +160,20 @@ pub async fn run(args: Args) -> Result<()> {
         ignore_exclude_label: args.ignore_exclude_label,
         pod_networks: args.pod_network,
         protected: api_servers(),
+        forwarding: args.forwarding,
+        node_port_networks: args.node_port_addresses,
+        // Until the first look nothing is taken from kube-proxy.
+        surroundings: Surroundings {
+            kube_proxy: args.kube_proxy != KubeProxy::Absent,
+            ..Surroundings::default()
+        },
     };
     let edges = Edges {
         forwarding,
         l2: L2::new(handle),
         routes: Routes::open()?,
         secrets: wanted,
+        kube_proxy: args.kube_proxy,
         bgp_listen: args.bgp_listen,
         installation: installation.clone(),
         recorder,
@@ -217,9 +238,10 @@ fn watch(
     namespace: &str,
     updates: &mpsc::Sender<Update>,
 ) {
-    // Only Services of type LoadBalancer, and no slices of headless ones. A
-    // Service that changes its type is reported as deleted.
-    let balancers = watcher::Config::default().fields("spec.type=LoadBalancer");
+    // Only Services of types that are reached from outside, and no slices of
+    // headless ones. A Service that changes its type is reported as deleted.
+    let reachable = "spec.type!=ClusterIP,spec.type!=ExternalName";
+    let reachable = watcher::Config::default().fields(reachable);
     let named = "kubernetes.io/service-name,!service.kubernetes.io/headless";
     let slices = watcher::Config::default().labels(named);
     let all = watcher::Config::default;
@@ -232,7 +254,7 @@ fn watch(
     follow!(
         Service,
         Api::<Service>::all(everywhere.clone()),
-        balancers,
+        reachable,
         convert::service
     );
     follow!(

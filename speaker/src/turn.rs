@@ -18,7 +18,7 @@ use bellrock_api::reason::AnnouncementReason as Reason;
 use bellrock_forward::{Node, Service, ServiceKey};
 
 use crate::cluster::{Change, Cluster, Dirty};
-use crate::plan::{self, ServicePlan, Settings, Verdict};
+use crate::plan::{self, ServicePlan, Settings, Surroundings, Verdict};
 
 /// What the speaker knows and has decided.
 #[derive(Debug)]
@@ -142,6 +142,25 @@ impl Turn {
             self.settings.protected = addresses;
             self.dirty.all = true;
         }
+    }
+
+    /// What the speaker has found on its node.
+    pub fn surround(&mut self, surroundings: Surroundings) {
+        if self.settings.surroundings != surroundings {
+            self.settings.surroundings = surroundings;
+            self.dirty.all = true;
+            self.dirty.node = true;
+        }
+    }
+
+    /// Settings, with all that was found.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Where node ports of this node listen.
+    pub fn node_port_addresses(&self) -> BTreeSet<IpAddr> {
+        plan::node_port_addresses(&self.cluster, &self.me, &self.settings)
     }
 
     /// Tries again what the kernel refused.

@@ -8,6 +8,8 @@ use anyhow::{Context, Result};
 use bellrock_forward::{Forwarder, Node, Report, Service, ServiceKey};
 use tokio::sync::oneshot;
 
+use crate::plan::Forwarding as Mode;
+
 type Reply = oneshot::Sender<Result<Report, bellrock_forward::Error>>;
 
 enum Request {
@@ -27,13 +29,23 @@ pub struct Forwarding {
 
 impl Forwarding {
     /// Opens the netlink socket in the calling thread's network namespace and
-    /// starts the thread.
-    pub fn start() -> Result<Self> {
-        let forwarder = Forwarder::open().context("open netlink for nftables")?;
+    /// starts the thread. Where somebody else forwards, the thread only sees
+    /// to it that there is no table of ours.
+    pub fn start(mode: Mode) -> Result<Self> {
+        let forwarder = match mode {
+            Mode::Nftables => {
+                let forwarder = Forwarder::open().context("open netlink for nftables")?;
+                Some(forwarder)
+            }
+            Mode::KubeProxy | Mode::None => None,
+        };
         let (requests, queue) = mpsc::sync_channel(4);
         let thread = std::thread::Builder::new()
             .name("forward".to_owned())
-            .spawn(move || serve(forwarder, &queue))
+            .spawn(move || match forwarder {
+                Some(forwarder) => serve(forwarder, &queue),
+                None => stay_away(&queue),
+            })
             .context("start the forwarding thread")?;
         Ok(Self { requests, thread })
     }
@@ -93,6 +105,18 @@ fn serve(mut forwarder: Forwarder, queue: &mpsc::Receiver<Request>) {
         };
         // The asker may be gone: it is shutting down.
         let _ = reply.send(result);
+    }
+}
+
+/// Removes the table whenever it is asked for something. The speaker that this
+/// one takes over from may put its table back once more before it ends.
+fn stay_away(queue: &mpsc::Receiver<Request>) {
+    while let Ok(request) = queue.recv() {
+        let (Request::Sync(_, _, reply)
+        | Request::Apply(_, reply)
+        | Request::SetNode(_, reply)
+        | Request::Check(reply)) = request;
+        let _ = reply.send(Forwarder::remove_table().map(|()| Report::default()));
     }
 }
 

@@ -1,10 +1,11 @@
 //! Which endpoints take a Service's traffic.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use bellrock_forward as forward;
 
-use crate::cluster::{Cluster, Endpoint, Service};
+use crate::cluster::{Cluster, Endpoint, Hints, Service};
 
 /// The usable endpoints of a Service, port by port in the Service's order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -20,10 +21,8 @@ pub struct UsablePort {
     pub cluster: Vec<forward::Endpoint>,
     /// For policy Local.
     pub local: Vec<forward::Endpoint>,
-    /// A local IPv4 endpoint is ready.
-    ready_here_v4: bool,
-    /// A local IPv6 endpoint is ready.
-    ready_here_v6: bool,
+    /// Endpoints of this node that are ready.
+    ready_here: BTreeSet<IpAddr>,
 }
 
 impl Usable {
@@ -36,88 +35,107 @@ impl Usable {
 
     /// Whether any port has a ready endpoint of the family on this node.
     pub fn ready_here(&self, v4: bool) -> bool {
-        self.ports.iter().any(|port| {
-            if v4 {
-                port.ready_here_v4
-            } else {
-                port.ready_here_v6
-            }
-        })
+        self.count_here(v4) > 0
     }
-}
 
-impl Usable {
     /// How many ready endpoints of the family are on this node.
     pub fn count_here(&self, v4: bool) -> u32 {
-        if !self.ready_here(v4) {
-            return 0;
-        }
-        let local = self.ports.iter().flat_map(|port| &port.local);
-        let addresses: BTreeSet<_> = local
-            .map(|endpoint| endpoint.address)
+        let ready: BTreeSet<_> = self
+            .ports
+            .iter()
+            .flat_map(|port| &port.ready_here)
             .filter(|address| address.is_ipv4() == v4)
             .collect();
-        u32::try_from(addresses.len()).unwrap_or(u32::MAX)
+        u32::try_from(ready.len()).unwrap_or(u32::MAX)
     }
 }
 
+/// An endpoint and its number for the port in question.
+type Offer<'a> = (&'a Endpoint, u16);
+
 /// Chooses endpoints as KEP-1669 says, within each policy's scope: those that
-/// are ready; if none is, those that terminate and still serve.
+/// are ready; if none is, those that terminate and still serve. Of the whole
+/// cluster's, hints may narrow down the ready ones.
 pub fn usable(cluster: &Cluster, key: &forward::ServiceKey, service: &Service, me: &str) -> Usable {
     let slices = cluster.slices.get(key);
+    let zone = cluster.nodes.get(me).and_then(|node| node.zone());
     let ports = service
         .ports
         .iter()
         .map(|port| {
             let lookup = (port.name.clone(), port.protocol);
-            let all: Vec<(&Endpoint, u16)> = slices
+            let all: Vec<Offer<'_>> = slices
                 .into_iter()
                 .flat_map(|slices| slices.values())
                 .filter_map(|slice| Some((slice, *slice.ports.get(&lookup)?)))
                 .flat_map(|(slice, number)| slice.endpoints.iter().map(move |e| (e, number)))
                 .collect();
-            let here = |endpoint: &Endpoint| endpoint.node.as_deref() == Some(me);
-            let ready_here = |v4| {
-                all.iter()
-                    .any(|(e, _)| here(e) && e.ready && e.address.is_ipv4() == v4)
-            };
-            UsablePort {
-                cluster: choose(&all, me, |_| true),
-                local: choose(&all, me, here),
-                ready_here_v4: ready_here(true),
-                ready_here_v6: ready_here(false),
+            let mut usable = UsablePort::default();
+            // Per family, so that a family whose pods are not ready yet does
+            // not hide behind the other.
+            for v4 in [true, false] {
+                let family = || {
+                    all.iter()
+                        .copied()
+                        .filter(|(e, _)| e.address.is_ipv4() == v4)
+                };
+                let ready: Vec<_> = family().filter(|(e, _)| e.ready).collect();
+                let terminating: Vec<_> = family().filter(|(e, _)| e.serving_terminating).collect();
+                let here = |(e, _): &Offer<'_>| e.node.as_deref() == Some(me);
+
+                let nearby = nearby(&ready, me, zone);
+                let chosen = if ready.is_empty() {
+                    &terminating
+                } else {
+                    &nearby
+                };
+                usable.cluster.extend(targets(chosen, me));
+
+                let ready_here: Vec<_> = ready.iter().copied().filter(here).collect();
+                let terminating_here: Vec<_> = terminating.iter().copied().filter(here).collect();
+                let chosen = if ready_here.is_empty() {
+                    &terminating_here
+                } else {
+                    &ready_here
+                };
+                usable.local.extend(targets(chosen, me));
+                usable
+                    .ready_here
+                    .extend(ready_here.iter().map(|(e, _)| e.address));
             }
+            usable
         })
         .collect();
     Usable { ports }
 }
 
-/// Per family, so that a family whose pods are not ready yet does not hide
-/// behind the other.
-fn choose(
-    all: &[(&Endpoint, u16)],
-    me: &str,
-    in_scope: impl Fn(&Endpoint) -> bool,
-) -> Vec<forward::Endpoint> {
-    let pick = |v4: bool, wanted: fn(&Endpoint) -> bool| -> BTreeSet<forward::Endpoint> {
-        all.iter()
-            .filter(|(e, _)| e.address.is_ipv4() == v4 && wanted(e) && in_scope(e))
-            .map(|(e, port)| forward::Endpoint {
-                address: e.address,
-                port: *port,
-                local: e.node.as_deref() == Some(me),
-            })
-            .collect()
+/// Of ready endpoints, those that the hints mean for this node; else those
+/// that they mean for its zone; else all. A kind of hint counts only if every
+/// endpoint has it: otherwise the slices are half way through a change. These
+/// are kube-proxy's rules (KEP-4444, KEP-3015).
+fn nearby<'a>(ready: &[Offer<'a>], me: &str, zone: Option<&str>) -> Vec<Offer<'a>> {
+    let narrowed = |names: fn(&Hints) -> &[String], name: &str| {
+        let hinted = |endpoint: &'a Endpoint| endpoint.hints.as_deref().map(names).unwrap_or(&[]);
+        if ready.iter().any(|(e, _)| hinted(e).is_empty()) {
+            return None;
+        }
+        let meant = |(e, _): &Offer<'a>| hinted(e).iter().any(|hint| hint == name);
+        let chosen: Vec<_> = ready.iter().copied().filter(meant).collect();
+        (!chosen.is_empty()).then_some(chosen)
     };
-    [true, false]
-        .into_iter()
-        .flat_map(|v4| {
-            let ready = pick(v4, |e| e.ready);
-            if ready.is_empty() {
-                pick(v4, |e| e.serving_terminating)
-            } else {
-                ready
-            }
+    narrowed(|hints| &hints.nodes, me)
+        .or_else(|| narrowed(|hints| &hints.zones, zone?))
+        .unwrap_or_else(|| ready.to_vec())
+}
+
+/// In order, each once: an endpoint may be in two slices for a while.
+fn targets(offers: &[Offer<'_>], me: &str) -> BTreeSet<forward::Endpoint> {
+    offers
+        .iter()
+        .map(|(endpoint, port)| forward::Endpoint {
+            address: endpoint.address,
+            port: *port,
+            local: endpoint.node.as_deref() == Some(me),
         })
         .collect()
 }

@@ -7,8 +7,10 @@
 
 mod bgp;
 mod endpoints;
+mod health;
 mod node;
 mod scope;
+mod settings;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -18,10 +20,12 @@ use bellrock_bgp::Attributes;
 use bellrock_forward as forward;
 use ipnet::IpNet;
 
-use crate::cluster::{Cluster, Service, TrafficPolicy, VirtualIp};
+use crate::cluster::{Cluster, Service, ServiceKind, Slice, TrafficPolicy, VirtualIp};
 pub use bgp::{merge_services, peers_of};
 pub use endpoints::{Usable, usable};
-pub use node::{forward_node, unfit};
+pub use health::HealthCheck;
+pub use node::{forward_node, node_port_addresses, unfit};
+pub use settings::{Forwarding, Settings, Surroundings};
 
 /// How an address reaches the outside world.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,25 +36,14 @@ pub enum Way {
     Bgp,
 }
 
-/// Settings of the speaker that decisions depend on.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Settings {
-    /// Announce although the node carries the label
-    /// `node.kubernetes.io/exclude-from-external-load-balancers`. For
-    /// clusters of one node, where kubeadm puts it on that one.
-    pub ignore_exclude_label: bool,
-    /// Pod networks beside those of `Node.spec.podCIDRs`.
-    pub pod_networks: Vec<IpNet>,
-    /// Addresses that somebody uses: gateways, the API server. Those of nodes
-    /// and BGP peers are known anyway.
-    pub protected: BTreeSet<IpAddr>,
-}
-
 /// What one Service means for one node.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ServicePlan {
-    /// What to forward; nothing for a Service without an address of ours.
+    /// What to forward. Of a Service without an address of ours only its node
+    /// ports, where kube-proxy does not forward them.
     pub forward: Option<forward::Service>,
+    /// What its health check port says, where kube-proxy does not serve it.
+    pub health: Option<HealthCheck>,
     /// Each of its addresses on the segment.
     pub l2: BTreeMap<IpAddr, L2Intent>,
     /// Routes by BGPPeer name.
@@ -107,17 +100,27 @@ pub fn plan_service(
     let Some(service) = cluster.services.get(key) else {
         return plan;
     };
-    let addresses: Vec<_> = cluster.addresses(key).collect();
+    let usable = usable(cluster, key, service, me);
+    plan.health = health::check(service, &usable, settings);
+    let addresses: Vec<_> = match service.kind {
+        ServiceKind::LoadBalancer => cluster.addresses(key).collect(),
+        ServiceKind::NodePort => Vec::new(),
+    };
     if addresses.is_empty() {
-        for way in [Way::L2, Way::Bgp] {
-            plan.verdicts
-                .push(Verdict::new(None, way, Some(Reason::NoVirtualIP)));
+        let has_node_ports = service.ports.iter().any(|port| port.node_port.is_some());
+        if has_node_ports && settings.replaces_kube_proxy() {
+            plan.forward = Some(forward_service(service, BTreeSet::new(), &usable));
+        }
+        if service.kind == ServiceKind::LoadBalancer {
+            for way in [Way::L2, Way::Bgp] {
+                plan.verdicts
+                    .push(Verdict::new(None, way, Some(Reason::NoVirtualIP)));
+            }
         }
         return plan;
     }
-    let usable = usable(cluster, key, service, me);
     let free = |address: &IpAddr| !taken(cluster, settings, *address);
-    if service.source_ranges.is_some() {
+    if service.source_ranges.is_some() && settings.forwarding == Forwarding::Nftables {
         let addresses = addresses
             .iter()
             .map(|(address, _)| *address)
@@ -135,7 +138,10 @@ pub fn plan_service(
                 .then_some(Reason::SourceRangesInvalid))
             .or_else(|| lacks_endpoint(service, &usable, address))
             .or(forwarding_refused.then_some(Reason::ForwardingRefused));
-        plan_l2(cluster, me, service, (address, vip), common, &mut plan);
+        // What only concerns the segment.
+        let answered = settings.surroundings.answered.contains(&address);
+        let on_segment = common.or(answered.then_some(Reason::AnsweredByKernel));
+        plan_l2(cluster, me, service, (address, vip), on_segment, &mut plan);
         let weight = match service.policy {
             TrafficPolicy::Local => Some(usable.count_here(address.is_ipv4())),
             // Every node passes on to every endpoint: none is worth more.
@@ -149,7 +155,20 @@ pub fn plan_service(
         };
         bgp::plan(cluster, me, &found, common, &mut plan);
     }
+    if cluster.slices.get(key).is_some_and(only_names) {
+        for verdict in &mut plan.verdicts {
+            if verdict.refused == Some(Reason::NoEndpoint) {
+                verdict.detail = Some(ONLY_NAMES.to_owned());
+            }
+        }
+    }
     plan
+}
+
+const ONLY_NAMES: &str = "its EndpointSlices hold names (addressType FQDN), not addresses";
+
+fn only_names(slices: &BTreeMap<String, Slice>) -> bool {
+    slices.values().any(|slice| slice.names) && slices.values().all(|s| s.endpoints.is_empty())
 }
 
 /// Whether somebody uses the address already whom announcing it, or dropping

@@ -1,10 +1,13 @@
 //! Whether a node may announce at all: one function for ARP and BGP alike.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use bellrock_api::annotations::{LABEL_EXCLUDE_NODE, TAINT_OUT_OF_SERVICE, TAINT_TO_BE_DELETED};
 use bellrock_api::reason::AnnouncementReason as Reason;
 use bellrock_forward as forward;
 
-use super::Settings;
+use super::{Forwarding, Settings};
 use crate::cluster::{Cluster, Node};
 
 /// Why node `me` must not announce anything, if so.
@@ -43,12 +46,11 @@ fn excluded(node: &Node) -> bool {
 
 /// The node-wide part of the forwarding table of node `me`.
 pub fn forward_node(cluster: &Cluster, me: &str, settings: &Settings) -> forward::Node {
+    if settings.forwarding != Forwarding::Nftables {
+        return forward::Node::default();
+    }
     forward::Node {
-        node_port_addresses: cluster
-            .nodes
-            .get(me)
-            .map(|node| node.addresses.clone())
-            .unwrap_or_default(),
+        node_port_addresses: node_port_addresses(cluster, me, settings),
         pod_networks: cluster
             .nodes
             .values()
@@ -61,4 +63,22 @@ pub fn forward_node(cluster: &Cluster, me: &str, settings: &Settings) -> forward
             .map(|node| node.pod_networks.clone())
             .unwrap_or_default(),
     }
+}
+
+/// Where node ports of node `me` listen: on its primary addresses, as those of
+/// kube-proxy's nftables mode, or on all that are in the given networks. Never
+/// on an address that a Service has.
+pub fn node_port_addresses(cluster: &Cluster, me: &str, settings: &Settings) -> BTreeSet<IpAddr> {
+    let networks = &settings.node_port_networks;
+    let own = if networks.is_empty() {
+        let node = cluster.nodes.get(me);
+        node.map(|node| node.primary.clone()).unwrap_or_default()
+    } else {
+        let all = settings.surroundings.addresses.iter().copied();
+        all.filter(|address| networks.iter().any(|network| network.contains(address)))
+            .collect()
+    };
+    own.into_iter()
+        .filter(|address| !cluster.virtual_ips.contains_key(address))
+        .collect()
 }

@@ -1,6 +1,7 @@
 //! What one Service means for one node, as tables.
 
 mod bgp;
+mod forwarding;
 
 use std::net::IpAddr;
 
@@ -30,6 +31,7 @@ fn endpoint(address: &str, node: &str) -> Endpoint {
         node: Some(node.into()),
         ready: true,
         serving_terminating: false,
+        hints: None,
     }
 }
 
@@ -38,6 +40,14 @@ fn terminating(address: &str, node: &str) -> Endpoint {
         ready: false,
         serving_terminating: true,
         ..endpoint(address, node)
+    }
+}
+
+fn slice(ports: BTreeMap<(String, Protocol), u16>, endpoints: Vec<Endpoint>) -> Slice {
+    Slice {
+        ports,
+        endpoints,
+        names: false,
     }
 }
 
@@ -52,6 +62,7 @@ impl Fixture {
             let node = Node {
                 labels: [("name".to_owned(), format!("n{n}"))].into(),
                 addresses: [format!("10.0.0.{n}").parse().unwrap()].into(),
+                primary: [format!("10.0.0.{n}").parse().unwrap()].into(),
                 pod_networks: vec![format!("10.244.{n}.0/24").parse().unwrap()],
                 ..Node::default()
             };
@@ -92,7 +103,7 @@ impl Fixture {
         let ports = [((String::new(), Protocol::Tcp), 8080)].into();
         self.apply(Change::Slice(
             ServiceKey::new("default", "web-1"),
-            Some((key(), Slice { ports, endpoints })),
+            Some((key(), slice(ports, endpoints))),
         ));
     }
 
@@ -122,10 +133,12 @@ fn host_routes() -> BgpAdvertisement {
 
 fn service(policy: TrafficPolicy) -> Service {
     Service {
+        kind: ServiceKind::LoadBalancer,
         labels: [("app".to_owned(), "web".to_owned())].into(),
         policy,
         affinity: false,
         source_ranges: Some(vec![]),
+        health_check_port: None,
         ports: vec![ServicePort {
             name: String::new(),
             protocol: Protocol::Tcp,
@@ -247,20 +260,6 @@ fn without_endpoints_nothing_is_announced_and_the_port_is_still_ours() {
 }
 
 #[test]
-fn a_service_without_a_virtual_ip_is_left_alone() {
-    let mut fixture = Fixture::new();
-    fixture.apply(Change::VirtualIp(ADDRESS.parse().unwrap(), None));
-    let plan = fixture.plan("n1");
-    assert_eq!(plan.forward, None);
-    assert!(plan.l2.is_empty() && plan.routes.is_empty());
-    assert!(
-        plan.verdicts
-            .iter()
-            .all(|v| v.refused == Some(Reason::NoVirtualIP))
-    );
-}
-
-#[test]
 fn each_state_of_the_node_that_forbids_announcing_has_its_reason() {
     type Case = (fn(&mut Node), Option<Reason>);
     let exclude = |node: &mut Node, value: &str| {
@@ -365,10 +364,8 @@ fn source_ranges_that_do_not_parse_let_nobody_in() {
 fn a_slice_that_moves_to_another_service_leaves_the_first() {
     let mut fixture = Fixture::new();
     let other = ServiceKey::new("default", "other");
-    let slice = Slice {
-        ports: [((String::new(), Protocol::Tcp), 8080)].into(),
-        endpoints: vec![endpoint("10.244.1.5", "n1")],
-    };
+    let ports = [((String::new(), Protocol::Tcp), 8080)].into();
+    let slice = slice(ports, vec![endpoint("10.244.1.5", "n1")]);
     let name = ServiceKey::new("default", "web-1");
     let dirty = fixture.apply(Change::Slice(name, Some((other, slice))));
     assert_eq!(dirty.services, [key()].into());
@@ -510,10 +507,7 @@ fn a_change_dirties_only_the_services_that_it_concerns() {
         other.clone(),
         Some(service(TrafficPolicy::Cluster)),
     ));
-    let slice = Slice {
-        ports: BTreeMap::new(),
-        endpoints: vec![endpoint("10.244.1.9", "n1")],
-    };
+    let slice = slice(BTreeMap::new(), vec![endpoint("10.244.1.9", "n1")]);
     let dirty = fixture.apply(Change::Slice(
         ServiceKey::new("default", "o-1"),
         Some((other.clone(), slice.clone())),

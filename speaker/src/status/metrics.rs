@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use bellrock_api::NodeReason;
 use bellrock_bgp::State;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::family::Family;
@@ -40,6 +41,19 @@ impl View {
             "invalid_objects",
             "Objects that cannot be used",
             self.invalid.len(),
+        );
+
+        let warnings = Family::<Labels, Gauge>::default();
+        for reason in NodeReason::ALL {
+            let labels = vec![("reason".to_owned(), reason.as_str().to_owned())];
+            let found = self.warnings.iter().filter(|(found, _)| found == reason);
+            let count = i64::try_from(found.count()).unwrap_or(i64::MAX);
+            warnings.get_or_create(&labels).set(count);
+        }
+        registry.register(
+            "warnings",
+            "What was found on the node that may keep traffic from arriving, by reason",
+            warnings,
         );
 
         let mut by_reason: BTreeMap<(&str, &str), i64> = BTreeMap::new();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use bellrock_api::NodeReason;
 use bellrock_api::reason::AnnouncementReason as Reason;
 use bellrock_api::speaker_status as api;
 use bellrock_arp::State;
@@ -27,6 +28,8 @@ pub struct View {
     pub services: usize,
     /// Why the forwarding table is not what it should be.
     pub forwarding_error: Option<String>,
+    /// What was found on the node that may keep traffic from arriving.
+    pub warnings: Vec<(NodeReason, String)>,
     /// Services that the kernel refuses, and why.
     pub refused: BTreeMap<ServiceKey, String>,
     /// Objects that cannot be used, and why.
@@ -129,6 +132,15 @@ impl View {
                 ready: self.ready && self.forwarding_error.is_none(),
                 services: count(self.services),
                 message: self.forwarding_error.as_deref().map(bounded),
+                warnings: self
+                    .warnings
+                    .iter()
+                    .take(api::MAX_WARNINGS)
+                    .map(|(reason, words)| api::Warning {
+                        reason: reason.as_str().to_owned(),
+                        message: bounded(words),
+                    })
+                    .collect(),
             }),
             ..api::SpeakerStatusStatus::default()
         };
@@ -275,6 +287,7 @@ pub fn only_here(reason: Reason) -> bool {
             | Reason::SessionDown
             | Reason::PeerInvalid
             | Reason::AddressTaken
+            | Reason::AnsweredByKernel
     )
 }
 

@@ -5,8 +5,8 @@ use bellrock_forward::Protocol;
 
 use super::*;
 use crate::cluster::{
-    BgpAdvertisement, Endpoint, L2Advertisement, Node, Peer, ServicePort, Slice, TrafficPolicy,
-    VirtualIp,
+    BgpAdvertisement, Endpoint, L2Advertisement, Node, Peer, ServiceKind, ServicePort, Slice,
+    TrafficPolicy, VirtualIp,
 };
 use crate::plan::Way;
 
@@ -45,10 +45,12 @@ impl World {
 
     fn service(&mut self, name: &str, last: u8) {
         let service = crate::cluster::Service {
+            kind: ServiceKind::LoadBalancer,
             labels: BTreeMap::new(),
             policy: TrafficPolicy::Cluster,
             affinity: false,
             source_ranges: Some(vec![]),
+            health_check_port: None,
             ports: vec![ServicePort {
                 name: String::new(),
                 protocol: Protocol::Tcp,
@@ -78,10 +80,12 @@ impl World {
             node: Some("n1".into()),
             ready: true,
             serving_terminating: false,
+            hints: None,
         });
         let slice = Slice {
             ports: [((String::new(), Protocol::Tcp), 8080)].into(),
             endpoints: endpoints.collect(),
+            names: false,
         };
         self.0
             .take(Change::Slice(key(name), Some((key(name), slice))));
