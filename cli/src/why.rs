@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use bellrock_api::{
-    AddressRange, AddressState, AnnouncementReason as Reason, Refusal, RefusalProtocol,
+    AddressRange, AddressState, AnnouncementReason as Reason, NodeReason, Refusal, RefusalProtocol,
     SessionState, SpeakerStatusStatus,
 };
 use bellrock_forward::ServiceKey;
@@ -196,7 +196,28 @@ fn explain(dump: &Dump, target: &Target, namespace: &str, settings: &Settings) -
             )),
         }
     }
+    notes.extend(warnings(dump));
     Explanation { services, notes }
+}
+
+/// What speakers have found on their nodes that may keep traffic from arriving.
+fn warnings(dump: &Dump) -> impl Iterator<Item = String> {
+    dump.speakers.iter().flat_map(|speaker| {
+        let node = speaker.name_any();
+        let status = speaker.status.iter();
+        let warnings = status
+            .flat_map(|status| &status.forwarding)
+            .flat_map(|f| &f.warnings);
+        warnings.map(move |warning| {
+            let known: Option<NodeReason> = warning.reason.parse().ok();
+            let sentence = known.map(NodeReason::sentence).unwrap_or_default();
+            let line = format!(
+                "{node}: {} ({}): {sentence}",
+                warning.reason, warning.message
+            );
+            line.trim_end_matches([' ', ':']).to_owned()
+        })
+    })
 }
 
 fn unassigned(dump: &Dump, address: IpAddr) -> String {
@@ -337,7 +358,7 @@ impl NodeView<'_> {
 
     fn outcome(&self, verdict: &Verdict) -> Outcome {
         if let Some(reason) = verdict.refused {
-            return Outcome::of(reason, String::new());
+            return Outcome::of(reason, verdict.detail.clone().unwrap_or_default());
         }
         let Some(status) = self.status() else {
             let detail = "no speaker has reported from this node".to_owned();

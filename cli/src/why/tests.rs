@@ -175,3 +175,40 @@ fn an_object_that_does_not_parse_is_noted_and_hides_no_other() {
     );
     assert!(source().parse("{").is_err());
 }
+
+#[test]
+fn what_is_found_on_a_node_is_noted_with_table_and_chain() {
+    let forwarding = r#"forwarding:
+        ready: true
+        warnings:
+          - { reason: ForwardPolicyDrop, message: "chain FORWARD of table ip filter has the policy drop" }
+          - { reason: Newer, message: "of another version" }"#;
+    let warned = DUMP.replacen(
+        "version: 0.1.0",
+        &format!("version: 0.1.0\n      {forwarding}"),
+        1,
+    );
+    assert_ne!(warned, DUMP);
+    let text = "chain FORWARD of table ip filter has the policy drop";
+    assert_eq!(
+        ask(&warned, "svc/web").notes,
+        [
+            format!(
+                "n1: ForwardPolicyDrop ({text}): {}",
+                bellrock_api::NodeReason::ForwardPolicyDrop.sentence()
+            ),
+            "n1: Newer (of another version)".to_owned(),
+        ]
+    );
+}
+
+#[test]
+fn endpoints_that_are_names_are_told_from_none() {
+    let names = DUMP
+        .replace("addressType: IPv4", "addressType: FQDN")
+        .replace("addresses: [10.244.1.5]", "addresses: [web.example.com]");
+    let explanation = ask(&names, "svc/web");
+    let outcome = &explanation.services[0].addresses[0].nodes[0].l2;
+    assert_eq!(outcome.reason, "NoEndpoint");
+    assert!(outcome.detail.contains("FQDN"), "{}", outcome.detail);
+}
