@@ -368,8 +368,8 @@ impl Drop for Handle {
     }
 }
 
-/// The wall clock at start, in nanoseconds. A clock that was set back costs
-/// the dead time: see [`frame`].
+/// The wall clock at start, in nanoseconds. If it was set back, peers say so
+/// and the incarnation grows beyond the one they know (STALE in [`frame`]).
 fn incarnation() -> u64 {
     let since = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)

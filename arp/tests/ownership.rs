@@ -620,6 +620,84 @@ fn replayed_frames_do_not_keep_a_dead_node_alive() {
 }
 
 #[test]
+fn frames_of_an_earlier_life_revive_no_dead_node() {
+    let mut bus = Bus::settled(2, 24);
+    bus.record_sent = true;
+    bus.run(ms(500));
+    let earlier: Vec<Vec<u8>> = bus
+        .sent
+        .iter()
+        .filter(|(_, of, frame)| *of == 0 && body_of(frame).is_some())
+        .map(|(_, _, frame)| frame.clone())
+        .collect();
+    bus.kill(0);
+    bus.start(0);
+    bus.run(ms(2_000));
+    bus.kill(0);
+    bus.run(ms(2_000));
+    assert_eq!(bus.owners(V()), [1]);
+    for frame in &earlier {
+        bus.inject(0, frame);
+    }
+    bus.run(ms(10));
+    let peers = bus.nodes[1].segment.as_ref().unwrap().peers(bus.now);
+    assert_eq!(peers, []);
+    assert!(bus.counter(1, "replay") >= earlier.len() as u64);
+}
+
+#[test]
+fn a_node_whose_clock_was_set_back_is_told_and_heard_again_at_once() {
+    let mut bus = Bus::settled(2, 25);
+    bus.kill(0);
+    bus.run(ms(2_000));
+    bus.nodes[0].starts = 9;
+    bus.start(0);
+    bus.run(ms(50));
+    bus.kill(0);
+    bus.nodes[0].starts = 3;
+    bus.start(0);
+    bus.run(ms(50));
+    let peers = bus.nodes[1].segment.as_ref().unwrap().peers(bus.now);
+    assert_eq!(peers.len(), 1);
+    assert_eq!(bus.counter(0, "reincarnated"), 1);
+}
+
+#[test]
+fn a_live_owner_of_a_lower_claim_does_not_keep_the_next_in_line_from_claiming() {
+    let mut bus = Bus::settled(3, 26);
+    // The owner is cut off; the next claims, and dies as the cut heals.
+    bus.nodes[0].part = 1;
+    bus.run(ms(2_000));
+    assert_eq!(bus.owners(V()), [0, 1]);
+    bus.kill(1);
+    bus.nodes[0].part = 0;
+    let start = bus.now;
+    bus.run(ms(2_000));
+    // Clients have the dead node's hardware address: somebody must announce.
+    assert_eq!(bus.owners(V()), [2]);
+    assert_eq!(bus.view(2, V()).epoch, BASE + 3);
+    assert!(matches!(
+        &bus.events_of(0, start)[..],
+        [Event::Lost { cause: Cause::HigherClaim, to: Some(to), .. }] if *to == name(2)
+    ));
+}
+
+#[test]
+fn an_owner_that_reads_of_a_later_claim_of_a_dead_node_claims_anew_and_announces() {
+    let mut bus = Bus::settled(2, 27);
+    bus.kill(1);
+    bus.run(ms(1_000));
+    bus.record_sent = true;
+    let mut told = assignment(&[0, 1]);
+    told.recorded = recorded(1, BASE + 7);
+    bus.assign(0, V(), told);
+    assert_eq!(bus.owners(V()), [0]);
+    assert_eq!(bus.view(0, V()).epoch, BASE + 8);
+    let arps: Vec<_> = bus.sent.iter().filter_map(|(_, _, f)| arp_of(f)).collect();
+    assert_eq!(arps, [Arp::announcement(mac(0), v4(V()))]);
+}
+
+#[test]
 fn a_lost_claim_is_repaired_by_the_next_hello() {
     fn lose_claims(frame: &[u8]) -> bool {
         matches!(body_of(frame), Some(Body::Claim(_)))

@@ -107,6 +107,11 @@ pub enum Body {
         /// Everything held in it.
         entries: Vec<Entry>,
     },
+    /// "You speak as an earlier life of yourself than the one I know."
+    Stale {
+        /// The incarnation of that one.
+        known: u64,
+    },
 }
 
 impl Body {
@@ -117,6 +122,7 @@ impl Body {
             Self::Release { .. } => 3,
             Self::Sync => 4,
             Self::SyncAnswer { .. } => 5,
+            Self::Stale { .. } => 6,
         }
     }
 
@@ -132,7 +138,7 @@ impl Body {
                     0
                 }
             }
-            Self::Claim(_) | Self::Sync | Self::SyncAnswer { .. } => 0,
+            Self::Claim(_) | Self::Sync | Self::SyncAnswer { .. } | Self::Stale { .. } => 0,
         }
     }
 
@@ -144,6 +150,7 @@ impl Body {
             }
             Self::Claim(entries) | Self::Release { entries, .. } => encode_entries(entries, out),
             Self::Sync => {}
+            Self::Stale { known } => out.extend(known.to_be_bytes()),
             Self::SyncAnswer { from, to, entries } => {
                 out.extend(mapped(*from).octets());
                 out.extend(mapped(*to).octets());
@@ -171,6 +178,9 @@ impl Body {
                 from: body.address()?,
                 to: body.address()?,
                 entries: body.entries()?,
+            },
+            6 => Self::Stale {
+                known: u64::from_be_bytes(body.array()?),
             },
             _ => return Err(FrameError::Kind),
         };

@@ -14,7 +14,8 @@
 //!      6      6  source            (authenticated)   | Ethernet
 //!     12      2  EtherType                          /
 //!      0      1  version, 1
-//!      1      1  kind: 1 HELLO, 2 CLAIM, 3 RELEASE, 4 SYNC, 5 SYNC answer
+//!      1      1  kind: 1 HELLO, 2 CLAIM, 3 RELEASE, 4 SYNC, 5 SYNC answer,
+//!                6 STALE
 //!      2      1  flags: HELLO 0x01 deaf, 0x02 leaving; RELEASE 0x01 removed
 //!      3      1  n, length of the node's name, 1 to 253
 //!      4      2  b, length of the body
@@ -34,6 +35,7 @@
 //! | CLAIM | group, or the holder of a lower claim | entries that the sender holds now |
 //! | RELEASE | group | entries that it holds no more |
 //! | SYNC | one peer, whose digest differs from what is known of it | none |
+//! | STALE | who spoke as an earlier incarnation of itself | the incarnation known (8) |
 //! | SYNC answer | who asked | from (16), to (16): "all that I hold in this range is", entries |
 //!
 //! An entry is an address (16; IPv4 as `::ffff:a.b.c.d`) and an epoch (8).

@@ -218,6 +218,7 @@ fn all_bodies() -> Vec<Body> {
             entries: vec![],
         },
         Body::Sync,
+        Body::Stale { known: 1 << 60 },
         Body::SyncAnswer {
             from: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             to: IpAddr::V6(Ipv6Addr::from([0xff; 16])),

@@ -78,14 +78,19 @@ pub(super) enum Heard {
 pub(super) enum Refused {
     /// Not newer than its last frame.
     Replay,
+    /// Of an earlier life of the node than the one known. A frame that was
+    /// recorded then, or a node whose clock went back: it is told, and only
+    /// the real one can say something new.
+    Earlier {
+        /// The incarnation of the latest life known.
+        known: u64,
+    },
     /// More stations than the table holds.
     Full,
 }
 
 /// More nodes than any segment has.
 const MOST: usize = 4096;
-/// How long a silent station is remembered.
-const REMEMBER: Duration = Duration::from_secs(600);
 
 /// All of them.
 #[derive(Clone, Debug, Default)]
@@ -132,27 +137,25 @@ impl Peers {
         (incarnation, seq): (u64, u64),
         now: Instant,
     ) -> Result<Heard, Refused> {
+        let full = self.stations.len() >= MOST && !self.stations.contains_key(&mac);
+        if full && !self.forget_one() {
+            return Err(Refused::Full);
+        }
         let heard = match self.stations.get(&mac) {
-            Some(peer) if *peer.node == *node => {
-                let newer = if incarnation == peer.incarnation {
-                    seq > peer.seq
-                } else {
-                    // A node whose clock went back at its restart is believed
-                    // once its earlier life is known to be over.
-                    incarnation > peer.incarnation || !peer.live
-                };
-                if !newer {
-                    return Err(Refused::Replay);
-                }
-                match (peer.incarnation == incarnation, peer.live) {
-                    (false, _) => Heard::Restarted,
-                    (true, true) => Heard::Known,
-                    (true, false) => Heard::New,
-                }
+            Some(peer) if incarnation < peer.incarnation => {
+                return Err(Refused::Earlier {
+                    known: peer.incarnation,
+                });
             }
-            // The same hardware address under another name.
-            Some(_) => Heard::Restarted,
-            None if self.stations.len() >= MOST => return Err(Refused::Full),
+            Some(peer) if incarnation == peer.incarnation && seq <= peer.seq => {
+                return Err(Refused::Replay);
+            }
+            Some(peer) => match (*peer.node == *node, peer.incarnation == incarnation) {
+                (true, true) if peer.live => Heard::Known,
+                (true, true) => Heard::New,
+                // Started anew, or the same hardware address under another name.
+                (true | false, _) => Heard::Restarted,
+            },
             None => Heard::New,
         };
         let peer = self.stations.entry(mac).or_insert_with(|| Peer {
@@ -270,13 +273,21 @@ impl Peers {
         may
     }
 
-    /// An own round was executed. Forgets stations that are silent for long.
-    pub(super) fn round(&mut self, now: Instant) {
+    /// An own round was executed.
+    pub(super) fn round(&mut self) {
         for peer in self.stations.values_mut() {
             peer.rounds = peer.rounds.saturating_add(1);
         }
-        self.stations
-            .retain(|_, peer| peer.live || now.since(peer.heard) < REMEMBER);
+    }
+
+    /// Forgets the station that is silent for longest, if one is. Nobody else:
+    /// who is forgotten can be impersonated by what it once said.
+    fn forget_one(&mut self) -> bool {
+        let silent = self.stations.iter().filter(|(_, peer)| !peer.live);
+        let oldest = silent
+            .min_by_key(|(_, peer)| peer.heard)
+            .map(|(mac, _)| *mac);
+        oldest.is_some_and(|mac| self.stations.remove(&mac).is_some())
     }
 
     /// Takes back all misses: this node cannot tell who was silent.
@@ -353,17 +364,17 @@ mod tests {
         heard(&mut peers, (1, 1), at(0)).unwrap();
         // Two rounds in a second: this node was slow, not the peer silent.
         for ms in [500, 1_000] {
-            peers.round(at(ms));
+            peers.round();
             assert!(peers.silent(&timers, at(ms)).is_empty());
             assert_eq!(peers.next_silent(&timers), None);
         }
-        peers.round(at(1_000));
+        peers.round();
         assert_eq!(peers.silent(&timers, at(1_000)), [A]);
 
         // Three rounds, but the margin is not over.
         heard(&mut peers, (1, 2), at(2_000)).unwrap();
-        for ms in [2_100, 2_200, 2_300] {
-            peers.round(at(ms));
+        for _ in 0..3 {
+            peers.round();
         }
         assert!(peers.silent(&timers, at(2_319)).is_empty());
         assert_eq!(peers.next_silent(&timers), Some(at(2_320)));
@@ -373,27 +384,48 @@ mod tests {
     }
 
     #[test]
-    fn only_newer_frames_are_believed_until_the_peer_is_silent() {
+    fn only_newer_frames_are_believed_also_of_a_silent_peer() {
         let mut peers = Peers::default();
+        let earlier = Err(Refused::Earlier { known: 6 });
         let cases = [
             ((5, 1), Ok(Heard::New)),
             ((5, 2), Ok(Heard::Known)),
             ((5, 2), Err(Refused::Replay)),
             ((5, 1), Err(Refused::Replay)),
-            ((4, 9), Err(Refused::Replay)),
+            ((4, 9), Err(Refused::Earlier { known: 5 })),
             ((6, 1), Ok(Heard::Restarted)),
-            ((5, 3), Err(Refused::Replay)),
+            ((5, 3), earlier),
         ];
         for (stamp, expected) in cases {
             assert_eq!(heard(&mut peers, stamp, at(1)), expected, "{stamp:?}");
         }
         peers.bury(A);
         assert_eq!(heard(&mut peers, (6, 1), at(2)), Err(Refused::Replay));
+        assert_eq!(heard(&mut peers, (3, 1), at(1_000_000)), earlier);
         assert_eq!(
-            heard(&mut peers, (3, 1), at(2)),
-            Ok(Heard::Restarted),
-            "its clock went back"
+            peers.hear(A, "renamed", (3, 1), at(1_000_000)),
+            Err(Refused::Earlier { known: 6 })
         );
+        assert_eq!(peers.live().count(), 0);
+        assert_eq!(heard(&mut peers, (6, 2), at(1_000_000)), Ok(Heard::New));
+    }
+
+    #[test]
+    fn a_full_table_forgets_who_is_silent_for_longest_and_nobody_live() {
+        let mut peers = Peers::default();
+        let station = |n: usize| {
+            let [high, low] = u16::try_from(n).unwrap().to_be_bytes();
+            MacAddr(2, 0, 0, 1, high, low)
+        };
+        for n in 0..MOST {
+            peers.hear(station(n), "n", (1, 1), at(n as u64)).unwrap();
+            peers.revive(station(n), false);
+        }
+        assert_eq!(peers.hear(A, "a", (1, 1), at(1)), Err(Refused::Full));
+        peers.bury(station(7));
+        peers.bury(station(3));
+        assert_eq!(peers.hear(A, "a", (1, 1), at(1)), Ok(Heard::New));
+        assert!(peers.get(station(3)).is_none() && peers.get(station(7)).is_some());
     }
 
     #[test]

@@ -56,7 +56,8 @@ pub(crate) struct Node {
     /// Nodes of one number hear each other.
     pub(crate) part: usize,
     pub(crate) up: bool,
-    starts: u64,
+    /// The incarnation of the last start.
+    pub(crate) starts: u64,
     /// When the last frame on its way arrives.
     last: Instant,
     /// What came while it was frozen.

@@ -15,6 +15,8 @@ use crate::types::Cause;
 
 /// How much later others look at an address whose owner said that it is gone.
 const AFTER_REMOVAL: Duration = Duration::from_secs(2);
+/// How often a node is told that it speaks as an earlier life of itself.
+const TELL_STALE: Duration = Duration::from_secs(1);
 
 impl Segment {
     pub(super) fn frame(&mut self, bytes: &[u8], now: Instant) {
@@ -105,6 +107,13 @@ impl Segment {
         let heard = match self.peers.hear(mac, &message.node, stamp, now) {
             Ok(heard) => heard,
             Err(Refused::Replay) => return self.count("replay"),
+            Err(Refused::Earlier { known }) => {
+                self.count("replay");
+                if self.peers.may_ask(mac, TELL_STALE, now) {
+                    self.send(Body::Stale { known }, mac);
+                }
+                return;
+            }
             Err(Refused::Full) => return self.count("too_many_peers"),
         };
         if let Body::Hello { leaving: true, .. } = message.body {
@@ -162,9 +171,20 @@ impl Segment {
                 self.reconsider_all(free, delay, Cause::OwnerReleased, now);
             }
             Body::Sync => self.tell_all(mac),
+            Body::Stale { known } => self.grow_beyond(known),
             Body::SyncAnswer { from, to, entries } => self.synced(mac, (from, to), entries, now),
         }
         self.reconsider_all(void, Duration::ZERO, Cause::OwnerReleased, now);
+    }
+
+    /// A peer knows a later life of this node: the clock was set back between
+    /// the two. All that it says from now on is of a later one.
+    fn grow_beyond(&mut self, known: u64) {
+        if known >= self.config.incarnation {
+            self.count("reincarnated");
+            self.config.incarnation = known.saturating_add(1);
+            self.hello(false);
+        }
     }
 
     /// A peer told all that it holds in a range.
@@ -209,9 +229,9 @@ impl Segment {
         let machine = &mut record.machine;
         let higher = match machine.claim() {
             Some(mine) => (epoch, node.as_str()) > (mine, self.config.node.as_str()),
-            None => epoch > machine.base(),
+            None => epoch > machine.base() && machine.is_current(epoch, &node),
         };
-        machine.learn(epoch);
+        machine.learn(epoch, &node);
         self.step(address, Trigger::Claim { higher, node, mac }, now);
     }
 }

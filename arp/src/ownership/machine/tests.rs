@@ -1,6 +1,8 @@
 //! Every cell of the state table.
 #![allow(clippy::panic, reason = "that is how tests fail")]
 
+use std::time::Duration;
+
 use super::*;
 
 const T: Instant = Instant(1_000_000_000);
@@ -428,7 +430,7 @@ fn a_younger_object_voids_the_claims_of_the_older_one() {
     let mut machine = own(T);
     assert_eq!(machine.owned(), Some(106));
     assert_eq!(machine.rebase(100), []);
-    assert_eq!(machine.rebase(1_000), [Action::Claim]);
+    assert_eq!(machine.rebase(1_000), [Action::Claim, Action::Transmit]);
     assert_eq!(machine.owned(), Some(1_001));
 
     let mut idle = Machine::in_phase(Phase::Idle { retry: None }, 105);

@@ -1,0 +1,107 @@
+//! The rows of the state's own time: in line, probing, claiming, announcing.
+
+use std::time::Duration;
+
+use super::{Action, Machine, Phase};
+use crate::time::{Instant, Timers};
+use crate::types::Cause;
+
+/// Announcements after a claim, counted from it. Two close to it for a lost
+/// frame, two beyond Linux's locktime (1 s), in which a neighbour entry that
+/// changed may not change again.
+const ANNOUNCE_AT: [Duration; 5] = [
+    Duration::ZERO,
+    Duration::from_millis(50),
+    Duration::from_millis(250),
+    Duration::from_millis(1_100),
+    Duration::from_millis(2_200),
+];
+
+impl Machine {
+    /// No live peer has it in its list, and this node may hold it.
+    pub(super) fn unowned(&mut self, delay: Duration, cause: Cause, now: Instant) {
+        match self.phase {
+            Phase::Idle { .. } => {
+                self.cause = Some(cause);
+                self.phase = Phase::Wait {
+                    until: now + delay,
+                    delay,
+                };
+            }
+            Phase::Wait { .. }
+            | Phase::Probe { .. }
+            | Phase::Own { .. }
+            | Phase::Blocked { .. } => {}
+        }
+    }
+
+    /// The time in the phase has come.
+    pub(super) fn due(&mut self, now: Instant, timers: &Timers, actions: &mut Vec<Action>) {
+        match &mut self.phase {
+            Phase::Idle { retry } => {
+                *retry = None;
+                actions.push(Action::Reconsider);
+            }
+            Phase::Wait { .. } | Phase::Blocked { .. } => self.probe(false, actions),
+            Phase::Probe {
+                sent, due, keep, ..
+            } => {
+                if *sent < timers.probes {
+                    *due = None;
+                    actions.push(Action::Transmit);
+                } else {
+                    let keep = *keep;
+                    self.own(keep, now, actions);
+                }
+            }
+            Phase::Own { due, .. } => {
+                *due = None;
+                actions.push(Action::Transmit);
+            }
+        }
+    }
+
+    /// The queued probe or announcement is out.
+    pub(super) fn transmitted(&mut self, now: Instant, timers: &Timers) {
+        match &mut self.phase {
+            Phase::Probe { sent, due, .. } => {
+                *sent = sent.saturating_add(1);
+                *due = Some(now + timers.probe_interval);
+            }
+            Phase::Own {
+                since,
+                announced,
+                due,
+            } => {
+                *announced = announced.saturating_add(1);
+                *due = Some(match ANNOUNCE_AT.get(*announced) {
+                    Some(at) => (*since + *at).max(now),
+                    None => now + timers.announce_every,
+                });
+            }
+            Phase::Idle { .. } | Phase::Wait { .. } | Phase::Blocked { .. } => {}
+        }
+    }
+
+    fn own(&mut self, keep: bool, now: Instant, actions: &mut Vec<Action>) {
+        if !keep {
+            self.epoch = self.highest.saturating_add(1);
+        }
+        if self.epoch > self.highest {
+            self.highest = self.epoch;
+            self.claimant.clear();
+        }
+        self.phase = Phase::Own {
+            since: now,
+            announced: 0,
+            due: None,
+        };
+        self.foreign = None;
+        self.defended = None;
+        self.reasserted = None;
+        self.unblock(actions);
+        actions.push(Action::Owned(self.cause.unwrap_or(Cause::FirstClaim)));
+        actions.push(Action::Claim);
+        actions.push(Action::Transmit);
+    }
+}

@@ -1,0 +1,80 @@
+//! The node's own rounds: HELLOs out, who fell silent, and whether this loop
+//! itself stood still.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::super::machine::Trigger;
+use super::{Output, Segment};
+use crate::time::Instant;
+use crate::types::Cause;
+
+impl Segment {
+    pub(super) fn check_late(&mut self, now: Instant) {
+        if !self.up || self.leaving || now.since(self.round) <= self.config.timers.dead_after() / 2
+        {
+            return;
+        }
+        self.count("late");
+        self.round = now;
+        self.doubt(Cause::Frozen, now);
+    }
+
+    /// Nothing that was believed a moment ago is certain now.
+    pub(super) fn doubt(&mut self, cause: Cause, now: Instant) {
+        self.peers.pardon(now);
+        self.silent = None;
+        self.outputs
+            .retain(|output| matches!(output, Output::Event(_)));
+        self.for_all(now, |_| Trigger::Doubt { cause });
+    }
+
+    pub(super) fn timeout(&mut self, now: Instant) {
+        if !self.up || self.leaving {
+            return;
+        }
+        if now >= self.round {
+            self.hello(false);
+            self.peers.round();
+            self.silent = self.peers.next_silent(&self.config.timers);
+            if let Some((rounds, _)) = &mut self.listening {
+                *rounds = rounds.saturating_add(1);
+            }
+            let next = self.round + self.config.timers.hello;
+            self.round = if next > now {
+                next
+            } else {
+                now + self.config.timers.hello
+            };
+        }
+        if self.silent.is_some_and(|at| now >= at) {
+            let silent = self.peers.silent(&self.config.timers, now);
+            let mut orphans = Vec::new();
+            // All of them first: ranks must not count the dead.
+            for mac in silent {
+                self.count("peer_silent");
+                orphans.extend(self.peers.bury(mac));
+            }
+            self.silent = self.peers.next_silent(&self.config.timers);
+            self.reconsider_all(orphans, Duration::ZERO, Cause::OwnerSilent, now);
+        }
+        if let Some((rounds, until)) = self.listening
+            && rounds >= self.config.timers.misses
+            && now >= until
+        {
+            self.listening = None;
+            let all: Vec<IpAddr> = self.records.keys().copied().collect();
+            self.reconsider_all(all, Duration::ZERO, Cause::OwnerSilent, now);
+        }
+        while let Some((at, address)) = self.deadlines.first().copied() {
+            if at > now {
+                break;
+            }
+            self.deadlines.pop_first();
+            if let Some(record) = self.records.get_mut(&address) {
+                record.deadline = None;
+            }
+            self.step(address, Trigger::Due, now);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What this node is told: assignments, its link, to leave.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::super::machine::{Machine, Trigger};
+use super::{Output, Record, Segment};
+use crate::MacAddr;
+use crate::time::Instant;
+use crate::types::{Assignment, Cause, Eligibility};
+
+impl Segment {
+    pub(super) fn assign(&mut self, address: IpAddr, assignment: Assignment, now: Instant) {
+        let base = assignment.created.saturating_mul(1 << 20);
+        let new = !self.records.contains_key(&address);
+        let record = self.records.entry(address).or_insert_with(|| Record {
+            machine: Machine::new(base, now),
+            assignment: assignment.clone(),
+            deadline: None,
+            queued: false,
+        });
+        let mut mine = false;
+        if let Some(recorded) = &assignment.recorded
+            && recorded.epoch > base
+        {
+            mine = recorded.owner == self.config.node;
+            record.machine.learn(recorded.epoch, &recorded.owner);
+            if new && mine {
+                record.machine.recall(recorded.epoch, &recorded.owner);
+            }
+        }
+        if let Some((epoch, node)) = self.peers.holder(address, base) {
+            record.machine.learn(epoch, node);
+        }
+        let actions = record.machine.rebase(base);
+        let eligible = assignment.eligibility == Eligibility::Eligible;
+        record.assignment = assignment;
+        for action in actions {
+            self.perform(address, action, now);
+        }
+        self.note_claim(address);
+        if !eligible {
+            self.step(
+                address,
+                Trigger::Stop {
+                    cause: Cause::Ineligible,
+                },
+                now,
+            );
+        } else if new && mine && self.up && !self.leaving {
+            self.step(
+                address,
+                Trigger::Resume {
+                    cause: Cause::Restart,
+                },
+                now,
+            );
+        } else {
+            self.reconsider(address, Duration::ZERO, Cause::OwnerReleased, now);
+        }
+    }
+
+    pub(super) fn remove(&mut self, address: IpAddr, now: Instant) {
+        self.step(
+            address,
+            Trigger::Stop {
+                cause: Cause::Removed,
+            },
+            now,
+        );
+        if let Some(record) = self.records.remove(&address)
+            && let Some(at) = record.deadline
+        {
+            self.deadlines.remove(&(at, address));
+        }
+    }
+
+    pub(super) fn link(&mut self, up: bool, mac: MacAddr, local: BTreeSet<MacAddr>, now: Instant) {
+        let moved = mac != self.config.mac;
+        self.config.mac = mac;
+        self.local = local;
+        self.local.insert(mac);
+        match (self.up, up) {
+            (false, false) => {}
+            (true, false) => {
+                self.up = false;
+                self.for_all(now, |_| Trigger::LinkDown);
+                self.queue.clear();
+                for record in self.records.values_mut() {
+                    record.queued = false;
+                }
+                self.outputs
+                    .retain(|output| matches!(output, Output::Event(_)));
+            }
+            (false, true) => {
+                self.up = true;
+                self.round = now;
+                self.peers.pardon(now);
+                self.silent = None;
+                self.listening = Some((0, now + self.config.timers.dead_after()));
+                self.for_all(now, |assignment| match assignment.eligibility {
+                    Eligibility::Eligible => Trigger::Resume {
+                        cause: Cause::LinkChange,
+                    },
+                    Eligibility::Ineligible => Trigger::Stop {
+                        cause: Cause::Ineligible,
+                    },
+                });
+            }
+            (true, true) if moved => self.doubt(Cause::LinkChange, now),
+            (true, true) => {}
+        }
+    }
+
+    pub(super) fn shutdown(&mut self, now: Instant) {
+        self.leaving = true;
+        self.hello(true);
+        self.for_all(now, |_| Trigger::Stop {
+            cause: Cause::Shutdown,
+        });
+        self.queue.clear();
+    }
+
+    pub(super) fn for_all(&mut self, now: Instant, trigger: impl Fn(&Assignment) -> Trigger) {
+        let all: Vec<(IpAddr, Trigger)> = self
+            .records
+            .iter()
+            .map(|(address, record)| (*address, trigger(&record.assignment)))
+            .collect();
+        for (address, trigger) in all {
+            self.step(address, trigger, now);
+        }
+    }
+}
