@@ -10,40 +10,36 @@
     reason = "the driver is the part that has a clock and sockets"
 )]
 
+mod groups;
+mod port;
+mod snapshot;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::time::{Duration, SystemTime};
-
-use bellrock_sys::packet::PacketSocket;
-use bellrock_sys::{clock, wait};
 use std::sync::Arc;
+use std::time::Duration;
+
+use bellrock_sys::{clock, wait};
 use tokio::sync::mpsc;
 
+use self::port::{Errors, Port};
+
 use crate::MacAddr;
-use crate::frame::{self, Credentials};
+use crate::frame::Credentials;
 use crate::handle::{Config, Pending, Shared};
 use crate::links::{Interface, serving};
-use crate::ownership::{Input, Output, Segment, SegmentConfig};
+use crate::ownership::{Input, Segment, SegmentConfig};
 use crate::time::Instant;
-use crate::types::{AddressState, Assignment, Event, InterfaceState, Snapshot, State};
+use crate::types::{Assignment, Event};
 
-/// The most frames read from one socket in one turn.
-const FRAMES_PER_TURN: usize = 256;
 /// More than any frame that we take.
 const FRAME_SIZE: usize = 2048;
 /// When an interface is tried again that could not be opened.
 const REOPEN: Duration = Duration::from_secs(1);
 /// Between the two goodbyes, one of which may be lost.
 const GOODBYE: Duration = Duration::from_millis(10);
-
-struct Port {
-    interface: Interface,
-    segment: Segment,
-    arp: PacketSocket,
-    own: PacketSocket,
-}
 
 pub(crate) struct Driver {
     config: Config,
@@ -116,47 +112,20 @@ impl Driver {
             .chain(self.reopen)
             .min();
         let timeout = deadline.map(|at| at.since(now()));
-        let sockets = self
-            .ports
-            .values()
-            .flat_map(|port| [port.own.as_fd(), port.arp.as_fd()]);
         let fds: Vec<_> = std::iter::once(self.shared.wake.as_fd())
-            .chain(sockets)
+            .chain(self.ports.values().flat_map(Port::fds))
             .collect();
         wait::readable(&fds, timeout, ready)
     }
 
-    /// Reads what is there. Peers come before clients: a flood of requests
-    /// must not make a peer look silent.
     fn read(&mut self, ready: &[bool], buffer: &mut [u8]) {
         let now = now();
-        let mut ready = ready.iter().copied().skip(1);
-        let mut errors = 0;
-        for port in self.ports.values_mut() {
-            for arp in [false, true] {
-                if ready.next() != Some(true) {
-                    continue;
-                }
-                for _ in 0..FRAMES_PER_TURN {
-                    let socket = if arp { &port.arp } else { &port.own };
-                    match socket.receive(buffer) {
-                        Ok(Some(length)) => {
-                            let frame = buffer.get(..length).unwrap_or_default().to_vec();
-                            feed(port, Input::Frame(frame), now);
-                        }
-                        Ok(None) => break,
-                        Err(error) => {
-                            // The interface went down, or away; netlink
-                            // tells which.
-                            tracing::debug!(interface = port.interface.name, %error, "receive");
-                            errors += 1;
-                            break;
-                        }
-                    }
-                }
-            }
+        let mut errors = Errors::default();
+        let ready = ready.get(1..).unwrap_or_default();
+        for (port, ready) in self.ports.values_mut().zip(ready.chunks(Port::SOCKETS)) {
+            port.read(ready.iter().copied(), buffer, now, &mut errors);
         }
-        self.count("ingress_errors", errors);
+        self.count("ingress_errors", errors.ingress);
     }
 
     fn obey(&mut self, pending: Pending) {
@@ -185,35 +154,24 @@ impl Driver {
         let now = now();
         for port in self.ports.values_mut() {
             if port.segment.next_deadline().is_some_and(|at| now >= at) {
-                feed(port, Input::Timeout, now);
+                port.feed(Input::Timeout, now);
             }
         }
     }
 
     fn flush(&mut self) {
-        let mut errors = 0;
+        let mut errors = Errors::default();
         let mut dropped = 0;
-        for port in self.ports.values_mut() {
-            while let Some(output) = port.segment.poll_output() {
-                match output {
-                    Output::Frame(frame) => {
-                        let arp = frame.get(12..14) == Some(&frame::ARP.to_be_bytes());
-                        let socket = if arp { &port.arp } else { &port.own };
-                        if let Err(error) = socket.send(&frame) {
-                            tracing::debug!(interface = port.interface.name, %error, "send");
-                            errors += 1;
-                        }
-                    }
-                    Output::Event(event) => {
-                        tracing::info!(?event, "ownership");
-                        if self.events.try_send(event).is_err() {
-                            dropped += 1;
-                        }
-                    }
-                }
+        let mut tell = |event| {
+            tracing::info!(?event, "ownership");
+            if self.events.try_send(event).is_err() {
+                dropped += 1;
             }
+        };
+        for port in self.ports.values_mut() {
+            port.flush(&mut tell, &mut errors);
         }
-        self.count("egress_errors", errors);
+        self.count("egress_errors", errors.egress);
         self.count("events_dropped", dropped);
     }
 
@@ -221,7 +179,7 @@ impl Driver {
     fn leave(&mut self) {
         for again in [true, false] {
             for port in self.ports.values_mut() {
-                feed(port, Input::Shutdown, now());
+                port.feed(Input::Shutdown, now());
             }
             self.flush();
             if again {
@@ -268,7 +226,8 @@ impl Driver {
         }
         for (index, interface) in wanted {
             if let Some(port) = self.ports.get_mut(&index) {
-                port.interface = interface;
+                let joined = port.update(&interface);
+                self.retry_groups(joined, now);
             } else if let Err(error) = self.open(interface.clone(), now) {
                 tracing::warn!(interface = interface.name, %error, "cannot serve an interface");
                 self.count("open_errors", 1);
@@ -278,7 +237,7 @@ impl Driver {
             if let Some(port) = self.ports.get_mut(&index) {
                 let (up, mac) = (port.interface.carrier, port.interface.mac);
                 let local = self.local.clone();
-                feed(port, Input::Link { up, mac, local }, now);
+                port.feed(Input::Link { up, mac, local }, now);
             }
         }
         let all: Vec<IpAddr> = self.assignments.keys().copied().collect();
@@ -288,12 +247,6 @@ impl Driver {
     }
 
     fn open(&mut self, interface: Interface, now: Instant) -> io::Result<()> {
-        let own = PacketSocket::open(
-            interface.index,
-            self.config.ethertype,
-            &[frame::GROUP.octets()],
-        )?;
-        let arp = PacketSocket::open(interface.index, frame::ARP, &[])?;
         let segment = Segment::new(
             SegmentConfig {
                 node: self.config.node.clone(),
@@ -307,16 +260,19 @@ impl Driver {
             now,
         );
         tracing::info!(interface = interface.name, mac = %interface.mac, "serving an interface");
-        self.ports.insert(
-            interface.index,
-            Port {
-                interface,
-                segment,
-                arp,
-                own,
-            },
-        );
+        let index = interface.index;
+        let port = Port::open(interface, segment, self.config.ethertype)?;
+        self.ports.insert(index, port);
         Ok(())
+    }
+
+    /// Groups that could not be joined are tried again like an interface.
+    fn retry_groups(&mut self, joined: io::Result<()>, now: Instant) {
+        if let Err(error) = joined {
+            tracing::warn!(%error, "cannot join a solicited-node group");
+            self.count("group_errors", 1);
+            self.reopen = Some(now + REOPEN);
+        }
     }
 
     fn close(&mut self, index: u32, now: Instant) {
@@ -325,15 +281,8 @@ impl Driver {
         };
         tracing::info!(interface = port.interface.name, "an interface is gone");
         let (mac, local) = (port.interface.mac, self.local.clone());
-        feed(
-            port,
-            Input::Link {
-                up: false,
-                mac,
-                local,
-            },
-            now,
-        );
+        let up = false;
+        port.feed(Input::Link { up, mac, local }, now);
         self.flush();
         if let Some(port) = self.ports.remove(&index) {
             for (name, count) in port.segment.counters() {
@@ -359,101 +308,20 @@ impl Driver {
         let before = self.served.remove(&address).unwrap_or_default();
         for index in before.difference(&wanted) {
             if let Some(port) = self.ports.get_mut(index) {
-                feed(port, Input::Remove { address }, now);
+                port.remove(address, now);
             }
         }
+        let mut joined = Ok(());
         if let Some(assignment) = assignment {
             for index in &wanted {
                 if let Some(port) = self.ports.get_mut(index)
                     && (changed || !before.contains(index))
                 {
-                    let assignment = assignment.clone();
-                    feed(
-                        port,
-                        Input::Assign {
-                            address,
-                            assignment,
-                        },
-                        now,
-                    );
+                    joined = port.assign(address, assignment.clone(), now).and(joined);
                 }
             }
             self.served.insert(address, wanted);
         }
+        self.retry_groups(joined, now);
     }
-
-    fn snapshot(&self, now: Instant) -> Snapshot {
-        let wall = SystemTime::now();
-        let mut counters: BTreeMap<String, u64> = self
-            .counters
-            .iter()
-            .map(|(name, count)| ((*name).to_owned(), *count))
-            .collect();
-        for port in self.ports.values() {
-            for (name, count) in port.segment.counters() {
-                let sum = counters.entry((*name).to_owned()).or_default();
-                *sum = sum.saturating_add(*count);
-            }
-        }
-        let interface = |port: &Port| InterfaceState {
-            name: port.interface.name.clone(),
-            index: port.interface.index,
-            mac: port.interface.mac,
-            carrier: port.interface.carrier,
-            addresses: port.interface.addresses.iter().copied().collect(),
-            peers: port.segment.peers(now),
-        };
-        Snapshot {
-            addresses: self
-                .served
-                .iter()
-                .map(|(address, indexes)| (*address, self.address(*address, indexes, now, wall)))
-                .collect(),
-            interfaces: self
-                .ports
-                .values()
-                .map(|port| (port.interface.name.clone(), interface(port)))
-                .collect(),
-            counters,
-        }
-    }
-
-    fn address(
-        &self,
-        address: IpAddr,
-        indexes: &BTreeSet<u32>,
-        now: Instant,
-        wall: SystemTime,
-    ) -> AddressState {
-        let ports = || indexes.iter().filter_map(|index| self.ports.get(index));
-        let views = ports().filter_map(|port| port.segment.address(address));
-        let mut views: Vec<_> = views.collect();
-        views.sort_by_key(|view| view.state);
-        let foreign = views.iter().find_map(|view| view.foreign);
-        let owner = views.iter().rev().find_map(|view| view.owner.clone());
-        let best = views.pop();
-        let since = best
-            .as_ref()
-            .map_or(Duration::ZERO, |view| now.since(view.entered));
-        AddressState {
-            state: best.as_ref().map_or(State::Idle, |view| view.state),
-            epoch: best.as_ref().map_or(0, |view| view.epoch),
-            owner,
-            rank: best.as_ref().and_then(|view| view.rank),
-            since: wall.checked_sub(since).unwrap_or(wall),
-            cause: best.as_ref().and_then(|view| view.cause),
-            foreign,
-            interfaces: ports().map(|port| port.interface.name.clone()).collect(),
-        }
-    }
-}
-
-fn feed(port: &mut Port, input: Input, now: Instant) {
-    if tracing::enabled!(target: "bellrock_arp::inputs", tracing::Level::TRACE)
-        && let Ok(input) = serde_json::to_string(&input)
-    {
-        let interface = &port.interface.name;
-        tracing::trace!(target: "bellrock_arp::inputs", interface, at = now.0, input);
-    }
-    port.segment.handle(input, now);
 }

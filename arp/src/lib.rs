@@ -1,9 +1,10 @@
-//! The ARP responder and the layer 2 ownership protocol.
+//! The ARP and NDP responder and the layer 2 ownership protocol.
 //!
 //! Nodes on one segment share addresses that no interface carries. Exactly one
-//! of them answers ARP for each; when it dies, the next claims the address
-//! within some tenths of a second. The segment itself is the judge: no lease,
-//! no gossip port and no API call is in that path.
+//! of them answers for each, by ARP or, for IPv6, Neighbour Discovery; when it
+//! dies, the next claims the address within some tenths of a second. The
+//! segment itself is the judge: no lease, no gossip port and no API call is in
+//! that path.
 //!
 //! - [`frame`]: the bytes on the wire, both ways.
 //! - [`ownership`]: the pure state machines; [`ownership::Segment`] is one node
@@ -11,7 +12,7 @@
 //! - [`Handle`]: those machines on real interfaces, on a thread of their own.
 //!
 //! This crate knows nothing of Kubernetes: addresses, nodes and their order
-//! come in by [`Handle::assign`]. IPv4 only.
+//! come in by [`Handle::assign`].
 
 mod driver;
 pub mod frame;

@@ -1,7 +1,7 @@
 //! The interfaces of this machine, kept up to date by netlink events.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
@@ -24,31 +24,48 @@ pub(crate) struct Interface {
     pub(crate) name: String,
     pub(crate) mac: MacAddr,
     pub(crate) carrier: bool,
-    pub(crate) addresses: BTreeSet<(Ipv4Addr, u8)>,
+    pub(crate) addresses: BTreeSet<(IpAddr, u8)>,
 }
 
 impl Interface {
     /// Whether `address` is in a subnet of the interface.
-    fn contains(&self, address: Ipv4Addr) -> bool {
-        self.addresses.iter().any(|(own, length)| {
-            let mask = u32::MAX
-                .checked_shl(32_u32.saturating_sub((*length).into()))
-                .unwrap_or(0);
-            own.to_bits() & mask == address.to_bits() & mask
+    fn contains(&self, address: IpAddr) -> bool {
+        let near = |(own, length): &(IpAddr, u8)| in_subnet(*own, *length, address);
+        self.addresses.iter().any(near)
+    }
+
+    /// Whether the interface has an address of the family of `address`. Every
+    /// interface has an IPv6 link-local one, so that says nothing.
+    fn speaks_family_of(&self, address: IpAddr) -> bool {
+        self.addresses.iter().any(|(own, _)| match own {
+            IpAddr::V4(_) => address.is_ipv4(),
+            IpAddr::V6(own) => address.is_ipv6() && !own.is_unicast_link_local(),
         })
     }
 }
 
+/// Whether `address` is in the subnet of `length` bits around `own`.
+fn in_subnet(own: IpAddr, length: u8, address: IpAddr) -> bool {
+    // The bits that may differ; all of them where the length is 0.
+    let host = |width: u32| width.saturating_sub(length.into());
+    match (own, address) {
+        (IpAddr::V4(own), IpAddr::V4(address)) => (own.to_bits() ^ address.to_bits())
+            .checked_shr(host(32))
+            .is_none_or(|rest| rest == 0),
+        (IpAddr::V6(own), IpAddr::V6(address)) => (own.to_bits() ^ address.to_bits())
+            .checked_shr(host(128))
+            .is_none_or(|rest| rest == 0),
+        _ => false,
+    }
+}
+
 /// The interfaces that serve `address`: those whose subnet contains it; if
-/// there is none, all that have an IPv4 address.
+/// there is none, all that have an address of its family.
 pub(crate) fn serving(
     address: IpAddr,
     assignment: &Assignment,
     interfaces: &[Interface],
 ) -> BTreeSet<u32> {
-    let IpAddr::V4(address) = address else {
-        return BTreeSet::new();
-    };
     let allowed = || {
         interfaces.iter().filter(|interface| {
             assignment
@@ -63,7 +80,7 @@ pub(crate) fn serving(
         .collect();
     if near.is_empty() {
         allowed()
-            .filter(|i| !i.addresses.is_empty())
+            .filter(|i| i.speaks_family_of(address))
             .map(|i| i.index)
             .collect()
     } else {
@@ -95,7 +112,7 @@ struct Link {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Table {
     links: BTreeMap<u32, Link>,
-    addresses: BTreeMap<u32, BTreeSet<(Ipv4Addr, u8)>>,
+    addresses: BTreeMap<u32, BTreeSet<(IpAddr, u8)>>,
 }
 
 impl Table {
@@ -193,16 +210,13 @@ fn read_link(message: &LinkMessage) -> Link {
     link
 }
 
-fn read_address(message: &AddressMessage) -> Option<(Ipv4Addr, u8)> {
-    if message.header.family != AddressFamily::Inet {
-        return None;
-    }
+fn read_address(message: &AddressMessage) -> Option<(IpAddr, u8)> {
     let mut address = None;
     for attribute in &message.attributes {
         match attribute {
-            AddressAttribute::Local(IpAddr::V4(local)) => address = Some(*local),
+            AddressAttribute::Local(local) => address = Some(*local),
             // The other end of a point-to-point link, or the same as local.
-            AddressAttribute::Address(IpAddr::V4(other)) => address = address.or(Some(*other)),
+            AddressAttribute::Address(other) => address = address.or(Some(*other)),
             _ => {}
         }
     }
@@ -232,8 +246,11 @@ pub(crate) async fn watch(
 async fn follow(
     publish: &mut impl FnMut(Result<&Table, &str>),
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let (connection, handle, mut messages) =
-        new_multicast_connection(&[MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr])?;
+    let (connection, handle, mut messages) = new_multicast_connection(&[
+        MulticastGroup::Link,
+        MulticastGroup::Ipv4Ifaddr,
+        MulticastGroup::Ipv6Ifaddr,
+    ])?;
     let connection = AbortOnDrop(tokio::spawn(connection));
     loop {
         // Subscribed first, read then: a change in between is told, and
@@ -276,199 +293,4 @@ impl Drop for AbortOnDrop {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::types::Eligibility;
-    use netlink_packet_route::link::{InfoKind, LinkHeader};
-
-    const UP: LinkFlags = LinkFlags::Up.union(LinkFlags::LowerUp);
-
-    fn link(index: u32, name: &str, flags: LinkFlags) -> LinkMessage {
-        let mut message = LinkMessage::default();
-        message.header = LinkHeader {
-            index,
-            link_layer_type: LinkLayerType::Ether,
-            flags,
-            ..LinkHeader::default()
-        };
-        let mac = vec![2, 0, 0, 0, 0, u8::try_from(index).unwrap()];
-        message.attributes = vec![
-            LinkAttribute::IfName(name.to_owned()),
-            LinkAttribute::Address(mac),
-        ];
-        message
-    }
-
-    fn with(mut message: LinkMessage, attributes: &[LinkAttribute]) -> LinkMessage {
-        message.attributes.extend_from_slice(attributes);
-        message
-    }
-
-    fn address(index: u32, local: [u8; 4], length: u8) -> AddressMessage {
-        let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.index = index;
-        message.header.prefix_len = length;
-        message.attributes = vec![AddressAttribute::Local(local.into())];
-        message
-    }
-
-    fn names(table: &Table) -> Vec<String> {
-        let exclude = crate::default_exclusions();
-        table
-            .interfaces(&exclude)
-            .into_iter()
-            .map(|interface| interface.name)
-            .collect()
-    }
-
-    #[test]
-    fn what_is_no_ethernet_host_of_its_own_is_not_served() {
-        let port = |kind| LinkAttribute::LinkInfo(vec![LinkInfo::PortKind(kind)]);
-        let member = LinkAttribute::Controller(1);
-        let mut raw = link(9, "tun0", UP);
-        raw.header.link_layer_type = LinkLayerType::None;
-        let mut zero = link(10, "zero", UP);
-        zero.attributes[1] = LinkAttribute::Address(vec![0; 6]);
-        let cases = [
-            (link(1, "eth0", UP), true),
-            (link(1, "eth0", LinkFlags::Up), true),
-            (link(1, "eth0", LinkFlags::LowerUp), false),
-            (link(1, "eth0", UP | LinkFlags::Noarp), false),
-            (link(1, "eth0", UP | LinkFlags::Loopback), false),
-            (
-                with(
-                    link(1, "eth0", UP),
-                    &[member.clone(), port(InfoPortKind::Bond)],
-                ),
-                false,
-            ),
-            (
-                with(
-                    link(1, "eth0", UP),
-                    &[member.clone(), port(InfoPortKind::Bridge)],
-                ),
-                false,
-            ),
-            (
-                with(
-                    link(1, "eth0", UP),
-                    &[member.clone(), port(InfoPortKind::Team)],
-                ),
-                false,
-            ),
-            (
-                with(link(1, "eth0", UP), std::slice::from_ref(&member)),
-                false,
-            ),
-            (
-                with(link(1, "eth0", UP), &[member, port(InfoPortKind::Vrf)]),
-                true,
-            ),
-            (
-                with(
-                    link(1, "bond0", UP | LinkFlags::Controller),
-                    &[LinkAttribute::LinkInfo(vec![LinkInfo::Kind(
-                        InfoKind::Bond,
-                    )])],
-                ),
-                true,
-            ),
-            (raw, false),
-            (zero, false),
-            (link(1, "vethab12", UP), false),
-            (link(1, "cali123", UP), false),
-            (link(1, "lo", UP), false),
-            (link(1, "lovely0", UP), true),
-        ];
-        for (message, served) in cases {
-            let mut table = Table::default();
-            table.apply(&RouteNetlinkMessage::NewLink(message.clone()));
-            assert_eq!(!names(&table).is_empty(), served, "{message:?}");
-        }
-    }
-
-    #[test]
-    fn a_change_is_told_once_and_a_bridges_own_messages_are_none() {
-        let mut table = Table::default();
-        let new = RouteNetlinkMessage::NewLink(link(4, "eth0", UP));
-        assert!(table.apply(&new));
-        assert!(!table.apply(&new));
-        let own = RouteNetlinkMessage::NewAddress(address(4, [10, 0, 0, 1], 24));
-        assert!(table.apply(&own));
-        assert!(!table.apply(&own));
-        let interfaces = table.interfaces(&[]);
-        assert_eq!(
-            interfaces[0].addresses,
-            BTreeSet::from([(Ipv4Addr::new(10, 0, 0, 1), 24)])
-        );
-        assert!(interfaces[0].carrier);
-
-        // Leaving a bridge is told as the deletion of a link of that family.
-        let mut left = link(4, "eth0", UP);
-        left.header.interface_family = AddressFamily::Bridge;
-        assert!(!table.apply(&RouteNetlinkMessage::DelLink(left)));
-        assert_eq!(names(&table), ["eth0"]);
-
-        assert!(table.apply(&RouteNetlinkMessage::NewLink(link(
-            4,
-            "eth0",
-            LinkFlags::Up
-        ))));
-        assert!(!table.interfaces(&[])[0].carrier);
-        let gone = RouteNetlinkMessage::DelAddress(address(4, [10, 0, 0, 1], 24));
-        assert!(table.apply(&gone));
-        assert!(!table.apply(&gone));
-        assert!(table.apply(&RouteNetlinkMessage::DelLink(link(4, "eth0", UP))));
-        assert_eq!(table.interfaces(&[]), []);
-        assert!(table.macs().is_empty());
-    }
-
-    #[test]
-    fn an_address_is_served_where_its_subnet_is_else_everywhere() {
-        let interface = |index: u32, name: &str, own: &[([u8; 4], u8)]| Interface {
-            index,
-            name: name.to_owned(),
-            mac: MacAddr::zero(),
-            carrier: true,
-            addresses: own
-                .iter()
-                .map(|(own, length)| ((*own).into(), *length))
-                .collect(),
-        };
-        let interfaces = [
-            interface(1, "a", &[([10, 0, 0, 1], 24)]),
-            interface(2, "b", &[([10, 0, 1, 1], 24), ([172, 16, 0, 1], 32)]),
-            interface(3, "c", &[]),
-            interface(4, "d", &[([10, 0, 0, 2], 25)]),
-        ];
-        type Case<'a> = (&'a str, Option<&'a [&'a str]>, &'a [u32]);
-        let cases: [Case<'_>; 8] = [
-            ("10.0.0.9", None, &[1, 4]),
-            ("10.0.0.200", None, &[1]),
-            ("10.0.1.9", None, &[2]),
-            ("192.0.2.1", None, &[1, 2, 4]),
-            ("192.0.2.1", Some(&["b", "c"]), &[2]),
-            ("10.0.0.9", Some(&["d", "nowhere"]), &[4]),
-            ("10.0.0.9", Some(&[]), &[]),
-            ("2001:db8::1", None, &[]),
-        ];
-        for (address, names, expected) in cases {
-            let assignment = Assignment {
-                desired: None,
-                successors: Vec::new(),
-                created: 0,
-                recorded: None,
-                eligibility: Eligibility::Eligible,
-                interfaces: names
-                    .map(|names| names.iter().map(|name| (*name).to_owned()).collect()),
-            };
-            let served = serving(address.parse().unwrap(), &assignment, &interfaces);
-            assert_eq!(
-                served.into_iter().collect::<Vec<_>>(),
-                expected,
-                "{address} {names:?}"
-            );
-        }
-    }
-}
+mod tests;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -243,8 +243,8 @@ pub struct InterfaceState {
     pub mac: MacAddr,
     /// Whether it has a carrier.
     pub carrier: bool,
-    /// Its IPv4 addresses and prefix lengths.
-    pub addresses: Vec<(Ipv4Addr, u8)>,
+    /// Its addresses and prefix lengths.
+    pub addresses: Vec<(IpAddr, u8)>,
     /// The live peers heard there, by node name.
     pub peers: Vec<PeerState>,
 }

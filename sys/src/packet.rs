@@ -3,7 +3,9 @@
 //!
 //! A socket bound to an EtherType is not asked about other frames at all, so
 //! forwarded traffic pays nothing for it; one bound to `ETH_P_ALL` would see,
-//! and make the kernel clone, every frame in both directions. The kernel takes
+//! and make the kernel clone, every frame in both directions. Only a socket
+//! for Neighbour Discovery is asked about each IPv6 packet that comes in: two
+//! loads and two comparisons, before the packet is cloned. The kernel takes
 //! the VLAN tag out of a frame before it looks for sockets, so a tagged frame
 //! reaches the VLAN's own interface, or nobody.
 
@@ -24,6 +26,15 @@ const AD_PROTOCOL: u32 = 0xffff_f000;
 const AD_PKTTYPE: u32 = 0xffff_f000 + 4;
 const AD_VLAN_TAG_PRESENT: u32 = 0xffff_f000 + 48;
 
+// Offsets in a frame of Ethernet, IPv6 and ICMPv6 without extension headers.
+const NEXT_HEADER: u32 = 14 + 6;
+const ICMPV6_TYPE: u32 = 14 + 40;
+
+const IPV6: u16 = 0x86dd;
+const ICMPV6: u32 = 58;
+const NEIGHBOUR_SOLICITATION: u32 = 135;
+const NEIGHBOUR_ADVERTISEMENT: u32 = 136;
+
 // Instructions of classic BPF (linux/bpf_common.h).
 const LOAD_HALF: u16 = 0x28; // BPF_LD | BPF_H | BPF_ABS
 const LOAD_BYTE: u16 = 0x30; // BPF_LD | BPF_B | BPF_ABS
@@ -31,21 +42,63 @@ const JUMP_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
 const JUMP_GREATER: u16 = 0x25; // BPF_JMP | BPF_JGT | BPF_K
 const RETURN: u16 = 0x06; // BPF_RET | BPF_K
 
-/// Accepts frames of `ethertype` that are sent to this host, to a group or to
-/// all (`PACKET_HOST`, `_BROADCAST`, `_MULTICAST`: 0 to 2), and carry no VLAN
-/// tag. Drops what is for another host (a flooded or mirrored frame) and what
-/// this host sends.
-fn filter(ethertype: u16) -> [SockFilter; 8] {
-    [
-        SockFilter::new(LOAD_HALF, 0, 0, AD_PROTOCOL),
-        SockFilter::new(JUMP_EQUAL, 0, 5, ethertype.into()),
-        SockFilter::new(LOAD_BYTE, 0, 0, AD_PKTTYPE),
-        SockFilter::new(JUMP_GREATER, 3, 0, libc::PACKET_MULTICAST.into()),
-        SockFilter::new(LOAD_BYTE, 0, 0, AD_VLAN_TAG_PRESENT),
-        SockFilter::new(JUMP_EQUAL, 0, 1, 0),
-        SockFilter::new(RETURN, 0, 0, u32::MAX),
-        SockFilter::new(RETURN, 0, 0, 0),
-    ]
+/// A filter that drops what fails one of its conditions. A load beyond the
+/// frame's end drops it too.
+struct Filter(Vec<SockFilter>);
+
+impl Filter {
+    /// Accepts frames of `ethertype` that are sent to this host, to a group or
+    /// to all (`PACKET_HOST`, `_BROADCAST`, `_MULTICAST`: 0 to 2), and carry no
+    /// VLAN tag. Drops what is for another host (a flooded or mirrored frame)
+    /// and what this host sends.
+    fn ethertype(ethertype: u16) -> Self {
+        Self(Vec::new())
+            .equal(LOAD_HALF, AD_PROTOCOL, ethertype.into())
+            .at_most(AD_PKTTYPE, libc::PACKET_MULTICAST.into())
+            .equal(LOAD_BYTE, AD_VLAN_TAG_PRESENT, 0)
+    }
+
+    /// Of the frames of IPv6 accepts Neighbour Solicitations and
+    /// Advertisements.
+    fn neighbour_discovery() -> Self {
+        Self(Vec::new())
+            .equal(LOAD_BYTE, NEXT_HEADER, ICMPV6)
+            .at_least(ICMPV6_TYPE, NEIGHBOUR_SOLICITATION)
+            .at_most(ICMPV6_TYPE, NEIGHBOUR_ADVERTISEMENT)
+            .and(Self::ethertype(IPV6))
+    }
+
+    fn equal(self, load: u16, offset: u32, value: u32) -> Self {
+        self.condition(load, offset, SockFilter::new(JUMP_EQUAL, 1, 0, value))
+    }
+
+    fn at_most(self, offset: u32, value: u32) -> Self {
+        let jump = SockFilter::new(JUMP_GREATER, 0, 1, value);
+        self.condition(LOAD_BYTE, offset, jump)
+    }
+
+    fn at_least(self, offset: u32, value: u32) -> Self {
+        let jump = SockFilter::new(JUMP_GREATER, 1, 0, value.saturating_sub(1));
+        self.condition(LOAD_BYTE, offset, jump)
+    }
+
+    /// `jump` skips the return where the condition holds.
+    fn condition(mut self, load: u16, offset: u32, jump: SockFilter) -> Self {
+        let drop = SockFilter::new(RETURN, 0, 0, 0);
+        self.0
+            .extend([SockFilter::new(load, 0, 0, offset), jump, drop]);
+        self
+    }
+
+    fn and(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+
+    fn attach(mut self, socket: &Socket) -> io::Result<()> {
+        self.0.push(SockFilter::new(RETURN, 0, 0, u32::MAX));
+        socket.attach_filter(&self.0)
+    }
 }
 
 impl PacketSocket {
@@ -55,10 +108,25 @@ impl PacketSocket {
     /// The filter is attached before the socket is bound, so nothing else is
     /// ever queued.
     pub fn open(index: u32, ethertype: u16, groups: &[[u8; 6]]) -> io::Result<Self> {
+        Self::filtered(index, ethertype, Filter::ethertype(ethertype), groups)
+    }
+
+    /// Opens a socket for Neighbour Solicitations and Advertisements (RFC 4861)
+    /// on the interface `index`, as [`open`](Self::open) does.
+    pub fn open_neighbour_discovery(index: u32, groups: &[[u8; 6]]) -> io::Result<Self> {
+        Self::filtered(index, IPV6, Filter::neighbour_discovery(), groups)
+    }
+
+    fn filtered(
+        index: u32,
+        ethertype: u16,
+        filter: Filter,
+        groups: &[[u8; 6]],
+    ) -> io::Result<Self> {
         // Protocol 0: receives nothing until bound.
         let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
         socket.set_nonblocking(true)?;
-        socket.attach_filter(&filter(ethertype))?;
+        filter.attach(&socket)?;
         let index = libc::c_int::try_from(index).map_err(io::Error::other)?;
         socket.bind(&address(index, ethertype)?)?;
         for group in groups {

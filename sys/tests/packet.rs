@@ -16,11 +16,15 @@ const OURS: u16 = 0x88b5;
 const GROUP: [u8; 6] = [0x03, 0x42, 0x52, 0x4b, 0x88, 0xb5];
 const BROADCAST: [u8; 6] = [0xff; 6];
 
-fn open(ns: &Netns, device: &str) -> PacketSocket {
+fn index(ns: &Netns, device: &str) -> u32 {
     let index = ns
         .sh(&format!("cat /sys/class/net/{device}/ifindex"))
         .unwrap();
-    let index = index.trim().parse().unwrap();
+    index.trim().parse().unwrap()
+}
+
+fn open(ns: &Netns, device: &str) -> PacketSocket {
+    let index = index(ns, device);
     ns.run(|| PacketSocket::open(index, OURS, &[GROUP]))
         .unwrap()
         .unwrap()
@@ -99,6 +103,65 @@ fn only_whole_untagged_frames_of_the_ethertype_that_are_meant_for_this_host_arri
         frame(from, to, &[0x88, 0xb5, 5]),
         "and the other way"
     );
+}
+
+#[test]
+fn of_ipv6_only_neighbour_solicitations_and_advertisements_arrive() {
+    if !as_root() {
+        return;
+    }
+    let (a, b) = (Netns::new("a").unwrap(), Netns::new("b").unwrap());
+    // The kernels shall not speak of themselves here.
+    for ns in [&a, &b] {
+        ns.sh("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1")
+            .unwrap();
+    }
+    veth(&a, "eth0", &b, "eth0").unwrap();
+    b.sh("ip link set eth0 promisc on").unwrap();
+    let sender = open(&a, "eth0");
+    let group = [0x33, 0x33, 0, 0, 0, 1];
+    let receiver = index(&b, "eth0");
+    let receiver = b
+        .run(|| PacketSocket::open_neighbour_discovery(receiver, &[group]))
+        .unwrap()
+        .unwrap();
+    let (from, to) = (mac(&a, "eth0"), mac(&b, "eth0"));
+    wait_for("carrier", Duration::from_secs(10), || {
+        a.sh("ip link show eth0 | grep -q LOWER_UP")
+    });
+
+    let packet = |next_header: u8, kind: u8, mark: u8| {
+        let mut packet = vec![0x86, 0xdd, 0x60, 0, 0, 0, 0, 24, next_header, 255];
+        packet.extend([0; 32]);
+        packet.extend([kind, 0, 0, mark]);
+        packet.extend([0; 20]);
+        packet
+    };
+    let other_host = [2, 0, 0, 0, 0, 9];
+    let tagged = [&[0x81, 0x00, 0x00, 0x07][..], &packet(58, 135, 1)].concat();
+    let unwanted = [
+        frame(group, from, &tagged),
+        frame(other_host, from, &packet(58, 135, 2)),
+        frame(group, from, &packet(58, 134, 3)), // router advertisement
+        frame(group, from, &packet(58, 137, 4)), // redirect
+        frame(to, from, &packet(58, 128, 5)),    // echo request
+        frame(to, from, &packet(6, 135, 6)),     // TCP
+        frame(to, from, &packet(44, 135, 7)),    // fragment
+        frame(to, from, &packet(58, 135, 8)[..42]), // cut before its type
+        frame(to, from, &[0x08, 0x06, 9]),       // ARP
+    ];
+    let wanted = [
+        frame(group, from, &packet(58, 135, 10)),
+        frame(to, from, &packet(58, 136, 11)),
+        frame(BROADCAST, from, &packet(58, 135, 12)),
+    ];
+    for frame in unwanted.iter().chain(&wanted) {
+        sender.send(frame).unwrap();
+    }
+    for wanted in &wanted {
+        assert_eq!(&next(&receiver), wanted);
+    }
+    assert_eq!(receiver.receive(&mut [0; 64]).unwrap(), None);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ring::{digest, hmac};
 
-use super::{ENTRIES, Ethernet, FrameError};
+use super::{ENTRIES, Ethernet, FrameError, Nonce};
 use crate::MacAddr;
 
 const VERSION: u8 = 1;
@@ -28,6 +28,17 @@ impl Credentials {
             cluster: first(digest::digest(&digest::SHA256, cluster.as_bytes()).as_ref()),
             key: hmac::Key::new(hmac::HMAC_SHA256, key),
         }
+    }
+
+    /// By what an interface knows its own probes for `address` again (RFC 7527
+    /// section 4.1): none that a host without the key can foresee.
+    pub fn nonce(&self, mac: MacAddr, incarnation: u64, address: Ipv6Addr) -> Nonce {
+        let mut context = hmac::Context::with_key(&self.key);
+        context.update(b"nonce");
+        context.update(&mac.octets());
+        context.update(&incarnation.to_be_bytes());
+        context.update(&address.octets());
+        first(context.sign().as_ref())
     }
 
     fn tag(&self, source: MacAddr, bytes: &[u8]) -> [u8; TAG] {

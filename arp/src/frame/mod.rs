@@ -1,7 +1,8 @@
 //! The frames on the wire, built and parsed.
 //!
-//! Two EtherTypes: ARP (RFC 826), to answer clients, to ask before a claim and
-//! to announce; and one of our own, among nodes.
+//! ARP (RFC 826) and, for IPv6, Neighbour Discovery (RFC 4861): to answer
+//! clients, to ask before a claim and to announce. And one EtherType of our
+//! own, among nodes.
 //!
 //! # Our own frames
 //!
@@ -56,6 +57,7 @@
 
 mod arp;
 mod message;
+mod ndp;
 #[cfg(test)]
 mod tests;
 
@@ -65,6 +67,7 @@ use crate::MacAddr;
 
 pub use arp::{Arp, Operation};
 pub use message::{Body, Credentials, Entry, Message, entry_digest};
+pub use ndp::{ALL_NODES, Advertisement, Ndp, Nonce, Solicitation, group_mac, solicited_node};
 
 /// The group address of our own frames: locally administered, and none that
 /// bridges filter.
@@ -75,6 +78,9 @@ pub const ETHERTYPE: u16 = 0x88b5;
 
 /// The EtherType of ARP.
 pub const ARP: u16 = 0x0806;
+
+/// The EtherType of IPv6, which carries Neighbour Discovery.
+pub const IPV6: u16 = 0x86dd;
 
 /// The most entries in one frame.
 pub const ENTRIES: usize = 32;
@@ -87,7 +93,7 @@ pub enum FrameError {
     /// Shorter than its headers or its own length fields say.
     #[error("frame is truncated")]
     Truncated,
-    /// Neither ARP nor our own (a VLAN tag included).
+    /// None of ARP, IPv6 and our own (a VLAN tag included).
     #[error("frame has another ethertype")]
     EtherType,
     /// ARP for other hardware than Ethernet or another protocol than IPv4, or
@@ -100,6 +106,23 @@ pub enum FrameError {
     /// ARP whose sender cannot be a station: a group address, or zero.
     #[error("arp sender is not a station")]
     ArpSender,
+    /// IPv6 that is no Neighbour Solicitation or Advertisement, or one whose
+    /// fields or options contradict each other.
+    #[error("packet is no sound neighbour discovery")]
+    NdpFormat,
+    /// Neighbour Discovery that crossed a router, or was made to.
+    #[error("hop limit of neighbour discovery is not 255")]
+    NdpHopLimit,
+    /// Neighbour Discovery that was damaged on the way.
+    #[error("checksum of neighbour discovery is wrong")]
+    NdpChecksum,
+    /// Addresses that RFC 4861 section 7.1 does not allow together.
+    #[error("addresses of neighbour discovery do not go together")]
+    NdpAddresses,
+    /// Neighbour Discovery whose sender cannot be a station: a group address,
+    /// or zero.
+    #[error("neighbour discovery sender is not a station")]
+    NdpSender,
     /// A version of our own frames that this code does not know.
     #[error("version is unknown")]
     Version,
@@ -126,6 +149,11 @@ impl FrameError {
             Self::ArpFormat => "arp_format",
             Self::ArpOperation => "arp_operation",
             Self::ArpSender => "arp_sender",
+            Self::NdpFormat => "ndp_format",
+            Self::NdpHopLimit => "ndp_hop_limit",
+            Self::NdpChecksum => "ndp_checksum",
+            Self::NdpAddresses => "ndp_addresses",
+            Self::NdpSender => "ndp_sender",
             Self::Version => "version",
             Self::OtherCluster => "other_cluster",
             Self::Tag => "tag",

@@ -5,6 +5,8 @@
     reason = "tests may panic: that is how they fail"
 )]
 
+mod ndp;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use etherparse::{EtherType, NetSlice, SlicedPacket};
@@ -366,6 +368,7 @@ proptest! {
     fn no_bytes_make_the_parsers_panic(frame in proptest::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(ethernet) = Ethernet::decode(&frame) {
             let _ = Arp::decode(ethernet.payload);
+            let _ = Ndp::decode(&ethernet);
             let _ = Message::decode(&credentials(), ethernet.source, ethernet.payload);
         }
     }

@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::super::machine::{Action, Trigger};
-use super::{Output, Segment};
+use super::{Output, Segment, SegmentConfig};
 use crate::MacAddr;
-use crate::frame::{Arp, Body, ENTRIES, Entry, GROUP, Message};
+use crate::frame::{Advertisement, Arp, Body, ENTRIES, Entry, GROUP, Message, Nonce, Solicitation};
 use crate::time::Instant;
 use crate::types::{Cause, Event, State};
 
@@ -134,24 +134,43 @@ impl Segment {
                 continue;
             };
             record.queued = false;
-            let IpAddr::V4(target) = address else {
-                continue;
-            };
-            let mac = self.config.mac;
-            let arp = match record.machine.state() {
-                State::Probe => Arp::probe(mac, target),
-                State::Own => Arp::announcement(mac, target),
+            let (kind, frame) = match record.machine.state() {
+                State::Probe => ("probes", self.probe(address)),
+                State::Own => ("announcements", self.announcement(address)),
                 State::Idle | State::Wait | State::Blocked => continue,
             };
-            self.count(if arp.is_probe() {
-                "probes"
-            } else {
-                "announcements"
-            });
-            self.outputs.push_back(Output::Frame(arp.frame()));
+            self.count(kind);
+            self.outputs.push_back(Output::Frame(frame));
             self.paced = self.paced.max(now) + PACE;
             self.step(address, Trigger::Transmitted, now);
         }
+    }
+
+    fn probe(&self, address: IpAddr) -> Vec<u8> {
+        let mac = self.config.mac;
+        match address {
+            IpAddr::V4(target) => Arp::probe(mac, target).frame(),
+            IpAddr::V6(target) => Solicitation::probe(mac, target, self.nonce(target)).frame(),
+        }
+    }
+
+    fn announcement(&self, address: IpAddr) -> Vec<u8> {
+        let mac = self.config.mac;
+        match address {
+            IpAddr::V4(address) => Arp::announcement(mac, address).frame(),
+            IpAddr::V6(address) => Advertisement::announcement(mac, address).frame(),
+        }
+    }
+
+    /// What this node's probes for `target` carry here.
+    pub(super) fn nonce(&self, target: Ipv6Addr) -> Nonce {
+        let SegmentConfig {
+            credentials,
+            mac,
+            incarnation,
+            ..
+        } = &self.config;
+        credentials.nonce(*mac, *incarnation, target)
     }
 
     /// The earliest moment for the next paced frame.

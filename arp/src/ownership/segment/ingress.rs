@@ -1,4 +1,4 @@
-//! What comes in: frames of ARP and of peers.
+//! What comes in: frames of ARP, of Neighbour Discovery and of peers.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use super::super::peers::{Heard, Refused};
 use super::super::rank;
 use super::{Output, Segment};
 use crate::MacAddr;
-use crate::frame::{self, Arp, Body, Entry, Ethernet, Message};
+use crate::frame::{self, Arp, Body, Entry, Ethernet, Message, Ndp};
 use crate::time::Instant;
 use crate::types::Cause;
 
@@ -31,6 +31,9 @@ impl Segment {
             if ethernet.ethertype == frame::ARP {
                 self.count("arp");
                 self.arp(Arp::decode(ethernet.payload)?, now);
+            } else if ethernet.ethertype == frame::IPV6 {
+                self.count("ndp");
+                self.ndp(Ndp::decode(&ethernet)?, now);
             } else if ethernet.ethertype == self.config.ethertype {
                 let credentials = &self.config.credentials;
                 let message = Message::decode(credentials, ethernet.source, ethernet.payload)?;
@@ -54,15 +57,50 @@ impl Segment {
         if !arp.sender.is_unspecified() {
             self.heard_with(mac, IpAddr::V4(arp.sender), now);
         }
-        let address = IpAddr::V4(arp.target);
-        if arp.operation != frame::Operation::Request || arp.sender == arp.target {
-            return;
+        if arp.operation == frame::Operation::Request && arp.sender != arp.target {
+            let answer = |own| arp.answer(own).frame();
+            self.asked(mac, IpAddr::V4(arp.target), arp.is_probe(), answer, now);
         }
+    }
+
+    fn ndp(&mut self, ndp: Ndp, now: Instant) {
+        match ndp {
+            Ndp::Advertisement(told) if self.local.contains(&told.mac) => self.count("looped"),
+            Ndp::Advertisement(told) => self.heard_with(told.mac, IpAddr::V6(told.target), now),
+            Ndp::Solicitation(asks) => {
+                // A loop may have a bridge in it that changes hardware
+                // addresses: hence the nonce (RFC 7527).
+                let own = |nonce| nonce == self.nonce(asks.target);
+                if asks.nonce.is_some_and(own) || self.local.contains(&asks.mac) {
+                    self.count("looped");
+                    return;
+                }
+                if !asks.is_probe() {
+                    self.heard_with(asks.mac, IpAddr::V6(asks.source), now);
+                }
+                if asks.source != asks.target {
+                    let answer = |own| asks.answer(own).frame();
+                    let target = IpAddr::V6(asks.target);
+                    self.asked(asks.mac, target, asks.is_probe(), answer, now);
+                }
+            }
+        }
+    }
+
+    /// A station asks who has an address; a probe means to take it.
+    fn asked(
+        &mut self,
+        mac: MacAddr,
+        address: IpAddr,
+        probe: bool,
+        answer: impl FnOnce(MacAddr) -> Vec<u8>,
+        now: Instant,
+    ) {
         let Some(record) = self.records.get(&address) else {
             return;
         };
         let owned = record.machine.owned().is_some();
-        if arp.is_probe() {
+        if probe {
             match self.peers.get(mac) {
                 Some(peer) => {
                     let me = &self.config.node;
@@ -78,11 +116,11 @@ impl Segment {
         if owned {
             self.count("answers");
             self.outputs
-                .push_back(Output::Frame(arp.answer(self.config.mac).frame()));
+                .push_back(Output::Frame(answer(self.config.mac)));
         }
     }
 
-    /// A station says by ARP that it has an address.
+    /// A station says that it has an address.
     fn heard_with(&mut self, mac: MacAddr, address: IpAddr, now: Instant) {
         let trigger = match self.peers.get(mac) {
             Some(peer) if peer.live => match peer.holdings.entries().get(&address) {
