@@ -7,7 +7,7 @@ use bellrock_arp::{Event, State};
 use bellrock_e2e::capture::Capture;
 use bellrock_e2e::netns::{Netns, as_root, wait_for};
 
-use super::lab::{Lab, Node, PATIENCE, V4, V6, host, mac, neighbour};
+use super::lab::{Lab, Node, PATIENCE, V4, V6, at_once, host, mac, neighbour};
 
 /// Whom the kernel of `ns` finds to have `address`.
 fn resolve(ns: &Netns, address: IpAddr) -> String {
@@ -31,7 +31,10 @@ fn blocked(vip: IpAddr) {
     let stranger = host(&lab.switch, "stranger", "stranger", 66);
     let length = if vip.is_ipv4() { 24 } else { 64 };
     stranger
-        .sh(&format!("ip addr add {vip}/{length} dev eth1"))
+        .sh(&format!(
+            "ip addr add {vip}/{length} dev eth1 {}",
+            at_once(vip)
+        ))
         .unwrap();
     let foreign = mac(&stranger, "eth1");
     lab.assign_all();

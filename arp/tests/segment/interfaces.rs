@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use bellrock_arp::{Cause, Event, Handle, State};
-use bellrock_e2e::netns::{as_root, veth, wait_for};
+use bellrock_e2e::netns::{Netns, as_root, veth, wait_for};
 
-use super::lab::{Lab, PATIENCE, V4, V6, assignment, config, host, switch};
+use super::lab::{Lab, PATIENCE, V4, V6, assignment, at_once, config, host, switch};
 
 /// The addresses of a second segment: the served one, and the subnet's prefix.
 const SECOND: [(&str, &str); 2] = [
@@ -20,11 +20,19 @@ const SECOND: [(&str, &str); 2] = [
     ("2001:db8:8::c0:200", "2001:db8:8::"),
 ];
 
-/// What the client must see within a second of `since`.
-fn within_a_second(what: &str, vip: IpAddr, since: Instant) {
-    let took = since.elapsed();
-    println!("{what}, {vip}: {} ms", took.as_millis());
-    assert!(took <= Duration::from_secs(1), "{what}, {vip}: {took:?}");
+/// What the client must see within a second. A busy machine may be late by
+/// itself, but not three times.
+fn within_a_second(what: &str, vip: IpAddr, mut event: impl FnMut() -> Duration) {
+    let mut took = Vec::new();
+    for _ in 0..3 {
+        let time = event();
+        println!("{what}, {vip}: {} ms", time.as_millis());
+        if time <= Duration::from_secs(1) {
+            return;
+        }
+        took.push(time);
+    }
+    panic!("{what}, {vip}: {took:?}");
 }
 
 #[test]
@@ -44,21 +52,28 @@ fn come_and_go(vip: IpAddr, prefix: &str) {
     let owned = lab.nodes[0].event();
     assert!(matches!(&owned, Event::Owned { interface, .. } if interface == "eth1"));
 
-    let length = if vip.is_ipv4() { 24 } else { 64 };
-    let start = Instant::now();
-    veth(&lab.nodes[0].ns, "eth2", &lab.client, "eth2").unwrap();
-    lab.client
-        .sh(&format!("ip addr add {prefix}99/{length} dev eth2"))
-        .unwrap();
-    lab.nodes[0]
-        .ns
-        .sh(&format!("ip addr add {prefix}1/{length} dev eth2"))
-        .unwrap();
-    let prober = lab.hopeful_prober();
-    lab.answered(&prober, 1);
-    within_a_second("a new interface", vip, start);
-    lab.nodes[0].wait_state(vip, State::Own, &["eth2"]);
-    let told: Vec<Event> = vec![lab.nodes[0].event(), lab.nodes[0].event()];
+    let (length, how) = (if vip.is_ipv4() { 24 } else { 64 }, at_once(vip));
+    let add = |ns: &Netns, last: u8| {
+        let address = format!("{prefix}{last}/{length}");
+        ns.sh(&format!("ip addr add {address} dev eth2 {how}"))
+            .unwrap();
+    };
+    within_a_second("a new interface", vip, || {
+        let start = Instant::now();
+        veth(&lab.nodes[0].ns, "eth2", &lab.client, "eth2").unwrap();
+        add(&lab.client, 99);
+        add(&lab.nodes[0].ns, 1);
+        let prober = lab.hopeful_prober();
+        lab.answered(&prober, 1);
+        let took = start.elapsed();
+        lab.nodes[0].wait_state(vip, State::Own, &["eth2"]);
+        drop(prober);
+        // And it goes.
+        lab.nodes[0].ns.sh("ip link delete eth2").unwrap();
+        lab.nodes[0].wait_state(vip, State::Own, &["eth1"]);
+        took
+    });
+    let told: Vec<Event> = std::iter::from_fn(|| lab.nodes[0].events.try_recv().ok()).collect();
     assert!(
         told.iter().any(|event| matches!(
             event,
@@ -66,10 +81,6 @@ fn come_and_go(vip: IpAddr, prefix: &str) {
         )),
         "{told:?}"
     );
-    drop(prober);
-
-    lab.nodes[0].ns.sh("ip link delete eth2").unwrap();
-    lab.nodes[0].wait_state(vip, State::Own, &["eth1"]);
 }
 
 #[test]
@@ -83,31 +94,38 @@ fn a_flap_or_another_hardware_address_costs_less_than_a_second() {
 fn flap_and_change(vip: IpAddr) {
     let lab = Lab::settled(vip, 1);
     let prober = lab.prober();
-    lab.switch.sh("ip link set p1 down").unwrap();
-    wait_for("the lost carrier", PATIENCE, || {
-        let state = lab.nodes[0].state(vip)?.state;
-        ensure!(state == State::Idle, "{state}");
-        Ok(())
+    within_a_second("a flap", vip, || {
+        lab.switch.sh("ip link set p1 down").unwrap();
+        wait_for("the lost carrier", PATIENCE, || {
+            let state = lab.nodes[0].state(vip)?.state;
+            ensure!(state == State::Idle, "{state}");
+            Ok(())
+        });
+        // So that the client depends on what the node says.
+        lab.client.sh("ip neigh flush dev eth1").unwrap();
+        let start = Instant::now();
+        lab.switch.sh("ip link set p1 up").unwrap();
+        lab.wait_neighbour(&lab.nodes[0].mac);
+        lab.answered(&prober, 1);
+        start.elapsed()
     });
-    // So that the client depends on what the node says.
-    lab.client.sh("ip neigh flush dev eth1").unwrap();
-    let start = Instant::now();
-    lab.switch.sh("ip link set p1 up").unwrap();
-    lab.wait_neighbour(&lab.nodes[0].mac);
-    lab.answered(&prober, 1);
-    within_a_second("a flap", vip, start);
 
-    let new = "02:00:00:00:07:01";
-    let start = Instant::now();
-    lab.nodes[0]
-        .ns
-        .sh(&format!("ip link set eth1 address {new}"))
-        .unwrap();
-    lab.wait_neighbour(new);
-    lab.answered(&prober, 1);
-    within_a_second("a new hardware address", vip, start);
-    let snapshot = lab.nodes[0].handle.snapshot();
-    assert_eq!(snapshot.interfaces["eth1"].mac.to_string(), new);
+    let mut new = 0;
+    within_a_second("a new hardware address", vip, || {
+        new += 1;
+        let mac = format!("02:00:00:00:07:0{new}");
+        let start = Instant::now();
+        lab.nodes[0]
+            .ns
+            .sh(&format!("ip link set eth1 address {mac}"))
+            .unwrap();
+        lab.wait_neighbour(&mac);
+        lab.answered(&prober, 1);
+        let took = start.elapsed();
+        let snapshot = lab.nodes[0].handle.snapshot();
+        assert_eq!(snapshot.interfaces["eth1"].mac.to_string(), mac);
+        took
+    });
 }
 
 #[test]

@@ -81,7 +81,8 @@ impl Node {
         // does neither.
         ns.sh(&format!(
             "sysctl -qw net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2
-             ip addr add {vip} dev lo"
+             ip addr add {vip} dev lo {}",
+            at_once(vip)
         ))
         .unwrap();
         let echo = Echo::start(&ns, vip, name.clone());
@@ -153,6 +154,11 @@ pub(crate) fn assignment(order: &[&str]) -> Assignment {
     }
 }
 
+/// What `ip addr add` needs for an address that is used at once.
+pub(crate) fn at_once(address: IpAddr) -> &'static str {
+    if address.is_ipv6() { "nodad" } else { "" }
+}
+
 pub(crate) fn mac(ns: &Netns, device: &str) -> String {
     ns.sh(&format!("cat /sys/class/net/{device}/address"))
         .unwrap()
@@ -163,6 +169,7 @@ pub(crate) fn mac(ns: &Netns, device: &str) -> String {
 /// A host with addresses of both families on the bridge, usable at once.
 pub(crate) fn host(switch: &Netns, role: &str, port: &str, last: u8) -> Netns {
     let ns = Netns::new(role).unwrap();
+    // A kernel without a link-local address asks for nobody's.
     ns.sh("sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0")
         .unwrap();
     veth(&ns, "eth1", switch, port).unwrap();
@@ -171,7 +178,7 @@ pub(crate) fn host(switch: &Netns, role: &str, port: &str, last: u8) -> Netns {
         .unwrap();
     ns.sh(&format!(
         "ip addr add 10.7.0.{last}/24 dev eth1
-         ip addr add 2001:db8:7::{last}/64 dev eth1"
+         ip addr add 2001:db8:7::{last}/64 dev eth1 nodad"
     ))
     .unwrap();
     ns
