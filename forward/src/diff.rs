@@ -17,7 +17,7 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use crate::content::{Content, Entry, Front, Value};
-use crate::model::ServiceKey;
+use crate::model::{Protocol, ServiceKey};
 
 /// What to do with an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +51,17 @@ impl Op {
             Action::Add(_) | Action::Replace(_) => When::Now,
             Action::Delete(when) => when,
         }
+    }
+
+    /// The UDP front whose open flows may lead elsewhere after this: the
+    /// kernel remembers for each where it went.
+    pub(crate) fn redirects(&self) -> Option<Front> {
+        let front = match (self.entry, self.action) {
+            (Entry::Ours(front), _)
+            | (Entry::Endpoint(front, ..), Action::Replace(_) | Action::Delete(_)) => front,
+            _ => return None,
+        };
+        (front.protocol == Protocol::Udp).then_some(front)
     }
 
     /// The place in its batch.

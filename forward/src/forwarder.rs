@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tracing::{info, warn};
 
@@ -12,6 +13,12 @@ use crate::model::{Node, Service, ServiceKey};
 use crate::netlink::encode::Prelude;
 use crate::state::{self, Change, State};
 use crate::table::{Done, Refusal, Table, There};
+
+mod flows;
+mod second;
+
+use flows::Flows;
+pub use second::SecondChance;
 
 /// The most Services of one batch.
 const BATCH_SERVICES: usize = 1_000;
@@ -33,6 +40,12 @@ pub struct Report {
     /// Why the table that was there was replaced, if it was: another version
     /// made it, or someone changed its chains or rules.
     pub replaced: Option<String>,
+    /// UDP flows that led to endpoints that are gone, which the kernel was told
+    /// to forget: each goes to another endpoint with its next packet.
+    pub flows_cleared: usize,
+    /// Why some could not be cleared: they last until they are idle, or the
+    /// next call succeeds.
+    pub flows_kept: Option<String>,
 }
 
 /// Keeps the table `inet bellrock` of the network namespace in which it was
@@ -49,6 +62,7 @@ pub struct Forwarder {
     synced: Synced,
     /// What this call found wrong with the table that was there.
     replaced: Option<String>,
+    flows: Flows,
     /// A Service to which tests add what the kernel refuses.
     #[cfg(test)]
     spoiled: Option<ServiceKey>,
@@ -77,6 +91,7 @@ impl Forwarder {
             refused: BTreeMap::new(),
             synced: Synced::Never,
             replaced: None,
+            flows: Flows::default(),
             #[cfg(test)]
             spoiled: None,
         })
@@ -172,7 +187,8 @@ impl Forwarder {
     /// second: two small messages while no one changes any ruleset in the
     /// namespace, a look at the table's chains and rules otherwise. Changes
     /// of elements are seen where the kernel counts them (Linux 6.17), and
-    /// those that leave the count alone only by [`Forwarder::sync`].
+    /// those that leave the count alone only by [`Forwarder::sync`]. Also
+    /// looks once more at the UDP flows of what changed a second ago.
     ///
     /// # Errors
     /// [`Error::Kernel`] if the table could not be read.
@@ -181,7 +197,9 @@ impl Forwarder {
             Synced::Never => Ok(false),
             Synced::Unsure => Ok(true),
             Synced::Yes => {
-                let changed = self.table.changed_by_other()?;
+                let now = now();
+                self.clear_flows(now);
+                let changed = self.table.changed_by_other(now)?;
                 if changed {
                     self.synced = Synced::Unsure;
                 }
@@ -190,7 +208,7 @@ impl Forwarder {
         }
     }
 
-    /// Removes the table, and with it all forwarding: for uninstalling. Open
+    /// Removes all tables, and with them all forwarding: for uninstalling. Open
     /// connections go on where another nat chain, such as kube-proxy's, keeps
     /// the kernel translating; with the last one they end.
     ///
@@ -203,9 +221,12 @@ impl Forwarder {
     fn begin(&mut self) {
         self.table.done = Done::default();
         self.replaced = None;
+        self.flows.cleared = 0;
     }
 
-    fn report(&self) -> Report {
+    /// Ends a call: clears flows, and says what was done.
+    fn report(&mut self) -> Report {
+        self.clear_flows(now());
         let refused: BTreeMap<ServiceKey, String> = self
             .state
             .conflicts()
@@ -227,6 +248,8 @@ impl Forwarder {
             elements_added: self.table.done.added,
             elements_deleted: self.table.done.deleted,
             replaced: self.replaced.clone(),
+            flows_cleared: self.flows.cleared,
+            flows_kept: self.flows.trouble.clone(),
         }
     }
 
@@ -256,7 +279,9 @@ impl Forwarder {
             .map_err(|refusal| match refusal {
                 Refusal::Stale(error) | Refusal::Other(error) => error,
                 Refusal::Services { .. } => Error::NoAnswer,
-            })
+            })?;
+        self.table.restore_chances(now());
+        Ok(())
     }
 
     /// From what is there to exactly these Services.
@@ -442,6 +467,7 @@ impl Forwarder {
     fn commit(&mut self, prelude: Prelude, ops: Vec<diff::Op>) -> Result<(), Refusal> {
         #[cfg(test)]
         let ops = tests::spoil(ops, self.spoiled.as_ref());
+        self.flows.note(&ops);
         let result = self.table.commit(prelude, ops);
         // A plain refusal leaves the table as it was.
         let unsure = !matches!(result, Ok(()) | Err(Refusal::Services { stale: false, .. }));
@@ -450,6 +476,14 @@ impl Forwarder {
         }
         result
     }
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the driver: here the clock comes in"
+)]
+fn now() -> Instant {
+    Instant::now()
 }
 
 fn sentence(why: &str) -> String {

@@ -36,5 +36,5 @@ mod state;
 mod table;
 
 pub use error::Error;
-pub use forwarder::{Forwarder, Report};
+pub use forwarder::{Forwarder, Report, SecondChance};
 pub use model::{Endpoint, ExternalPolicy, Node, Port, Protocol, Service, ServiceKey};

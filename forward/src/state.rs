@@ -5,11 +5,13 @@
 //! proportion to the Services that change.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use crate::content::{self, Content, Entry, Front, Value};
 use crate::diff::{self, Action, Op, Owned, When};
-use crate::model::{Node, Service, ServiceKey};
+use crate::family::Family;
+use crate::model::{Endpoint, ExternalPolicy, Node, Service, ServiceKey};
 
 /// A Service and what becomes of it; none takes it away.
 pub(crate) type Change = (Arc<ServiceKey>, Option<Arc<Service>>);
@@ -173,6 +175,29 @@ impl State {
             self.services.insert(key.clone(), service);
         }
         (key.clone(), before)
+    }
+
+    /// All endpoints to which a front leads, for callers anywhere.
+    pub(crate) fn ends(&self, front: &Front) -> BTreeSet<(IpAddr, u16)> {
+        let service = self
+            .claims
+            .get(front)
+            .and_then(|claims| self.services.get(&claims.winner));
+        let Some(service) = service else {
+            return BTreeSet::new();
+        };
+        content::fronts(&self.node, service)
+            .filter(|(of, ..)| of == front)
+            .flat_map(|(_, port, _)| {
+                let local: &[Endpoint] = match service.policy {
+                    ExternalPolicy::Cluster => &[],
+                    ExternalPolicy::Local => &port.local_endpoints,
+                };
+                port.endpoints.iter().chain(local)
+            })
+            .filter(|e| Family::of(e.address) == Family::of(front.address))
+            .map(|e| (e.address, e.port))
+            .collect()
     }
 
     fn fronts(&self, service: &Service) -> Vec<Front> {

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::content::{Entry, Value};
 use crate::diff::{Action, Op, When};
 use crate::errno;
 use crate::error::Error;
+use crate::family::Family;
 use crate::model::ServiceKey;
 use crate::netlink::abi::{
     ATTR_CHAIN_TABLE, ATTR_LIST_SET, ATTR_LIST_TABLE, ATTR_RULE_TABLE, ATTR_SET_TABLE,
@@ -18,6 +19,12 @@ use crate::netlink::encode::{self, Mark, Prelude};
 use crate::netlink::layout::TABLE;
 use crate::netlink::sets::Set;
 use crate::netlink::socket::Socket;
+
+mod flows;
+mod second;
+
+pub(crate) use flows::Ends;
+pub(crate) use second::Chances;
 
 /// How long a packet can be between two lookups, amply, while its processor
 /// runs: the measure where the kernel does not tell.
@@ -74,6 +81,7 @@ pub(crate) struct Table {
     generation: u32,
     /// Entries in each set, as we left them.
     sizes: BTreeMap<Set, usize>,
+    chances: Chances,
     pub(crate) done: Done,
 }
 
@@ -83,6 +91,7 @@ impl Table {
             socket: Socket::open()?,
             generation: 0,
             sizes: BTreeMap::new(),
+            chances: Chances::new(),
             done: Done::default(),
         };
         // Says at once if we may not.
@@ -106,6 +115,17 @@ impl Table {
             |all, message| *all = message.attributes().be32(1).or(*all),
         )?;
         generation.flatten().ok_or(Error::NoAnswer)
+    }
+
+    /// Takes note of the generation after a batch of our own, which is one
+    /// more than the last: if it is not, someone else has changed something
+    /// in between, and the next [`Table::changed_by_other`] looks.
+    fn follow_generation(&mut self) -> Result<(), Error> {
+        let generation = self.read_generation()?;
+        if generation == next_generation(self.generation) {
+            self.generation = generation;
+        }
+        Ok(())
     }
 
     /// Reads all of the table.
@@ -203,10 +223,15 @@ impl Table {
     /// one has changed any ruleset. A change of an element's value alone is
     /// not seen, nor is any change of elements before Linux 6.17, which counts
     /// them: [`Table::read`] sees all.
-    pub(crate) fn changed_by_other(&mut self) -> Result<bool, Error> {
+    pub(crate) fn changed_by_other(&mut self, now: Instant) -> Result<bool, Error> {
         let generation = self.read_generation()?;
         if generation == self.generation {
             return Ok(false);
+        }
+        for family in Family::ALL {
+            if self.chances_differ(family, now)? {
+                return Ok(true);
+            }
         }
         let changed = match self.read_structure()? {
             None | Some(Err(_)) => true,
@@ -239,8 +264,9 @@ impl Table {
         Ok(changed)
     }
 
-    /// Removes the table, if there is one.
+    /// Removes the table and all second chances, if there are any.
     pub(crate) fn remove(&mut self) -> Result<(), Error> {
+        self.remove_chances()?;
         if let There::Nothing = self.read()? {
             return Ok(());
         }
@@ -342,9 +368,13 @@ impl Table {
                 Action::Replace(_) => {}
             }
         }
-        self.generation = self.read_generation()?;
-        Ok(())
+        Ok(self.follow_generation()?)
     }
+}
+
+/// The kernel counts commits, and leaves out 0.
+fn next_generation(generation: u32) -> u32 {
+    generation.checked_add(1).unwrap_or(1)
 }
 
 /// Lets the packets pass that began before the last batch. Some are between

@@ -32,6 +32,11 @@ impl Kind {
     }
 }
 
+/// Message types of the connection-tracking subsystem,
+/// `NFNL_SUBSYS_CTNETLINK`.
+pub(crate) const FLOW_GET: u16 = 1 << 8 | 1;
+pub(crate) const FLOW_DELETE: u16 = 1 << 8 | 2;
+
 pub(crate) const ATTR_TABLE_NAME: u16 = 1;
 pub(crate) const ATTR_TABLE_USERDATA: u16 = 6;
 pub(crate) const ATTR_CHAIN_TABLE: u16 = 1;
@@ -55,6 +60,7 @@ pub(crate) const ATTR_SET_COUNT: u16 = 20;
 pub(crate) const ATTR_ELEM_KEY: u16 = 1;
 pub(crate) const ATTR_ELEM_DATA: u16 = 2;
 pub(crate) const ATTR_ELEM_FLAGS: u16 = 3;
+pub(crate) const ATTR_ELEM_TIMEOUT: u16 = 4;
 pub(crate) const ATTR_ELEM_KEY_END: u16 = 10;
 pub(crate) const ATTR_LIST_TABLE: u16 = 1;
 pub(crate) const ATTR_LIST_SET: u16 = 2;

@@ -273,6 +273,12 @@ impl Reader {
         }
     }
 
+    /// Whether this chain, and no other, was read, with its rules.
+    pub(crate) fn has_only(mut self, chain: &Chain<'_>) -> bool {
+        self.compare(chain);
+        self.chains.is_empty() && self.differs.is_none()
+    }
+
     fn compare(&mut self, chain: &Chain<'_>) {
         let name = chain.name;
         if !self.chains.remove(name) {

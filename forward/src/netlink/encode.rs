@@ -66,8 +66,10 @@ pub(crate) struct Batch {
     pub(crate) marks: Vec<Mark>,
 }
 
-struct Encoder {
-    w: Writer,
+pub(super) struct Encoder {
+    pub(super) w: Writer,
+    /// The family of the table.
+    family: u8,
     sequence: u32,
     /// Where the last message starts.
     last: usize,
@@ -79,49 +81,68 @@ struct Encoder {
 
 /// Encodes one batch. `mark` asks for [`Batch::marks`]; the bytes are the same.
 pub(crate) fn batch(prelude: Prelude, ops: &[Op], mark: bool) -> Batch {
-    let mut e = Encoder {
-        w: Writer::with_capacity(4096 + ops.len() * 112),
-        sequence: 1,
-        last: 0,
-        last_flags: 0,
-        marks: mark.then(Vec::new),
-        added: 0,
-        deleted: 0,
-    };
-    let begin = e.w.message(BATCH_BEGIN, NLM_F_REQUEST, 0, 0, SUBSYSTEM);
-    e.w.end_message(begin);
+    let mut e = Encoder::begin(INET, 4096 + ops.len() * 112);
+    e.marks = mark.then(Vec::new);
     if matches!(prelude, Prelude::Replace | Prelude::Remove) {
-        let m = e.start(Kind::DelTable, 0);
-        e.w.string(ATTR_TABLE_NAME, TABLE);
-        e.w.end_message(m);
+        e.delete_table();
     }
     if matches!(prelude, Prelude::Create | Prelude::Replace) {
-        e.table(Some(&layout_comment()));
+        e.table(&layout_comment());
         e.layout(prelude == Prelude::Create);
     }
     if prelude == Prelude::Reject {
         e.reject();
     }
     e.ops(ops);
-    let acknowledged = e.acknowledge();
-    let end = e.w.message(BATCH_END, NLM_F_REQUEST, 0, 0, SUBSYSTEM);
-    e.w.end_message(end);
-    Batch {
-        bytes: e.w.into_bytes(),
-        acknowledged,
-        added: e.added,
-        deleted: e.deleted,
-        marks: e.marks.unwrap_or_default(),
-    }
+    e.finish()
 }
 
 impl Encoder {
-    fn start(&mut self, kind: Kind, flags: u16) -> Open {
+    fn new(family: u8, capacity: usize) -> Self {
+        Self {
+            w: Writer::with_capacity(capacity),
+            family,
+            sequence: 1,
+            last: 0,
+            last_flags: 0,
+            marks: None,
+            added: 0,
+            deleted: 0,
+        }
+    }
+
+    /// Starts a batch for a table of this family.
+    pub(super) fn begin(family: u8, capacity: usize) -> Self {
+        let mut e = Self::new(family, capacity);
+        let begin = e.w.message(BATCH_BEGIN, NLM_F_REQUEST, 0, 0, SUBSYSTEM);
+        e.w.end_message(begin);
+        e
+    }
+
+    pub(super) fn finish(mut self) -> Batch {
+        let acknowledged = self.acknowledge();
+        let end = self.w.message(BATCH_END, NLM_F_REQUEST, 0, 0, SUBSYSTEM);
+        self.w.end_message(end);
+        Batch {
+            bytes: self.w.into_bytes(),
+            acknowledged,
+            added: self.added,
+            deleted: self.deleted,
+            marks: self.marks.unwrap_or_default(),
+        }
+    }
+
+    pub(super) fn start(&mut self, kind: Kind, flags: u16) -> Open {
         self.sequence += 1;
         self.last = self.w.len();
         self.last_flags = NLM_F_REQUEST | flags;
-        self.w
-            .message(kind.number(), self.last_flags, self.sequence, INET, 0)
+        self.w.message(
+            kind.number(),
+            self.last_flags,
+            self.sequence,
+            self.family,
+            0,
+        )
     }
 
     /// Asks for an answer to the last message: one is enough to know that all
@@ -131,18 +152,22 @@ impl Encoder {
         self.sequence
     }
 
-    fn table(&mut self, comment: Option<&str>) {
+    pub(super) fn table(&mut self, comment: &str) {
         let m = self.start(Kind::NewTable, NLM_F_CREATE);
         self.w.string(ATTR_TABLE_NAME, TABLE);
-        if let Some(comment) = comment {
-            self.w.with(ATTR_TABLE_USERDATA, |bytes| {
-                // nft's own format: type (comment), length, text with its zero.
-                bytes.push(0);
-                bytes.push(u8::try_from(comment.len() + 1).unwrap_or(u8::MAX));
-                bytes.extend_from_slice(comment.as_bytes());
-                bytes.push(0);
-            });
-        }
+        self.w.with(ATTR_TABLE_USERDATA, |bytes| {
+            // nft's own format: type (comment), length, text with its zero.
+            bytes.push(0);
+            bytes.push(u8::try_from(comment.len() + 1).unwrap_or(u8::MAX));
+            bytes.extend_from_slice(comment.as_bytes());
+            bytes.push(0);
+        });
+        self.w.end_message(m);
+    }
+
+    pub(super) fn delete_table(&mut self) {
+        let m = self.start(Kind::DelTable, 0);
+        self.w.string(ATTR_TABLE_NAME, TABLE);
         self.w.end_message(m);
     }
 
@@ -178,13 +203,13 @@ impl Encoder {
         self.w.end_message(m);
     }
 
-    fn chain(&mut self, chain: &Chain<'_>) {
+    pub(super) fn chain(&mut self, chain: &Chain<'_>) {
         let m = self.start(Kind::NewChain, NLM_F_CREATE);
         write_chain(&mut self.w, chain);
         self.w.end_message(m);
     }
 
-    fn rules(&mut self, chain: &Chain<'_>) {
+    pub(super) fn rules(&mut self, chain: &Chain<'_>) {
         for rule in &chain.rules {
             self.rule(chain.name, rule, NLM_F_APPEND);
         }
@@ -447,14 +472,15 @@ fn key_end(entry: &Entry, bytes: &mut Vec<u8>) {
 
 /// A request, whose attributes `write` adds.
 pub(crate) fn request(
-    kind: Kind,
+    kind: u16,
+    family: u8,
     dump: bool,
     sequence: u32,
     write: impl FnOnce(&mut Writer),
 ) -> Vec<u8> {
     let mut w = Writer::with_capacity(HEADER * 4);
     let flags = NLM_F_REQUEST | if dump { NLM_F_DUMP } else { 0 };
-    let m = w.message(kind.number(), flags, sequence, INET, 0);
+    let m = w.message(kind, flags, sequence, family, 0);
     write(&mut w);
     w.end_message(m);
     w.into_bytes()
@@ -464,15 +490,7 @@ pub(crate) fn request(
 /// made the same sets, chains and rules.
 pub(crate) fn layout_comment() -> String {
     static FINGERPRINT: LazyLock<u64> = LazyLock::new(|| {
-        let mut e = Encoder {
-            w: Writer::default(),
-            sequence: 0,
-            last: 0,
-            last_flags: 0,
-            marks: None,
-            added: 0,
-            deleted: 0,
-        };
+        let mut e = Encoder::new(INET, 0);
         e.layout(true);
         // And the chains of classes, by one of each kind.
         for n in 0..16 {

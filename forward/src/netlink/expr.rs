@@ -25,6 +25,8 @@ impl Register {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Meta {
     Priority,
+    /// The index of the interface that the packet came in by.
+    Iif,
     Nfproto,
     L4proto,
 }
@@ -78,6 +80,8 @@ pub(crate) enum Expr<'a> {
     LoadCt(Ct, Register),
     /// `register &= mask` on 4 bytes in host order.
     And(Register, u32),
+    /// The same on one byte.
+    AndByte(Register, u8),
     Equal(Register, Vec<u8>),
     NotEqual(Register, Vec<u8>),
     Lookup {
@@ -104,6 +108,11 @@ pub(crate) enum Expr<'a> {
     Masquerade {
         fully_random: bool,
     },
+    /// Sends a copy to the neighbour with this address.
+    Dup {
+        address: Register,
+        device: Register,
+    },
     Redirect,
     RejectReset,
     RejectPort,
@@ -125,13 +134,14 @@ impl Expr<'_> {
             Self::LoadMeta(..) | Self::SetPriority(_) => "meta",
             Self::Payload { .. } => "payload",
             Self::LoadCt(..) => "ct",
-            Self::And(..) => "bitwise",
+            Self::And(..) | Self::AndByte(..) => "bitwise",
             Self::Equal(..) | Self::NotEqual(..) => "cmp",
             Self::Lookup { .. } => "lookup",
             Self::Random { .. } => "numgen",
             Self::Jhash { .. } => "hash",
             Self::Dnat { .. } => "nat",
             Self::Masquerade { .. } => "masq",
+            Self::Dup { .. } => "dup",
             Self::Redirect => "redir",
             Self::RejectReset | Self::RejectPort => "reject",
             Self::Counter => "counter",
@@ -199,6 +209,13 @@ impl Expr<'_> {
                 write_value(w, 4, &mask.to_ne_bytes());
                 write_value(w, 5, &[0; 4]);
             }
+            Self::AndByte(register, mask) => {
+                w.be32(1, register.0);
+                w.be32(2, register.0);
+                w.be32(3, 1);
+                write_value(w, 4, &[*mask]);
+                write_value(w, 5, &[0]);
+            }
             Self::Equal(register, value) => {
                 w.be32(1, register.0);
                 w.be32(2, 0);
@@ -253,6 +270,10 @@ impl Expr<'_> {
                     w.be32(1, 0x10);
                 }
             }
+            Self::Dup { address, device } => {
+                w.be32(1, address.0);
+                w.be32(2, device.0);
+            }
             Self::RejectReset => w.be32(1, 1),
             Self::RejectPort => {
                 w.be32(1, 2);
@@ -270,6 +291,7 @@ impl Expr<'_> {
 fn meta(key: Meta) -> u32 {
     match key {
         Meta::Priority => 2,
+        Meta::Iif => 4,
         Meta::Nfproto => 15,
         Meta::L4proto => 16,
     }

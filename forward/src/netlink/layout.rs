@@ -17,6 +17,8 @@
 //!   lookup that feeds the key of the next in one rule crashes `nft list`.
 //! - A packet of a connection that conntrack holds invalid is not translated.
 //!   The guard drops it: a reset would end a connection that may yet recover.
+//! - What connection tracking was told to leave alone passes the node's own
+//!   guard: so do the copies of a second chance ([`super::second`]).
 //! - Echo requests to an external address are answered by the node that gets
 //!   them.
 
@@ -47,11 +49,11 @@ pub(crate) struct Hook {
     pub(crate) priority: i32,
 }
 
-const PREROUTING: u32 = 0;
+pub(super) const PREROUTING: u32 = 0;
 const OUTPUT: u32 = 3;
 const POSTROUTING: u32 = 4;
 
-type Rule = Vec<Expr<'static>>;
+pub(super) type Rule = Vec<Expr<'static>>;
 
 /// A chain with its rules.
 #[derive(Clone, Debug)]
@@ -93,11 +95,11 @@ pub(crate) static CHAINS: LazyLock<Vec<Chain<'static>>> = LazyLock::new(|| {
 });
 
 /// Words of the register space that an address takes.
-fn words(family: Family) -> u32 {
+pub(super) fn words(family: Family) -> u32 {
     u32::from(family.width()) / 4
 }
 
-fn at(word: u32) -> Register {
+pub(super) fn at(word: u32) -> Register {
     Register::word(word)
 }
 
@@ -108,7 +110,7 @@ fn family_is(family: Family) -> Rule {
     ]
 }
 
-fn protocol_is(number: u8) -> Rule {
+pub(super) fn protocol_is(number: u8) -> Rule {
     vec![
         Expr::LoadMeta(Meta::L4proto, at(0)),
         Expr::Equal(at(0), vec![number]),
@@ -128,7 +130,7 @@ fn source(family: Family, to: Register) -> Expr<'static> {
     }
 }
 
-fn destination(family: Family, to: Register) -> Expr<'static> {
+pub(super) fn destination(family: Family, to: Register) -> Expr<'static> {
     let offset = match family {
         Family::V4 => 16,
         Family::V6 => 24,
@@ -171,7 +173,7 @@ fn goto(chain: &str) -> Expr<'_> {
     Expr::Verdict(Verdict::Goto(chain))
 }
 
-fn rule<'a>(parts: impl IntoIterator<Item = Vec<Expr<'a>>>) -> Vec<Expr<'a>> {
+pub(super) fn rule<'a>(parts: impl IntoIterator<Item = Vec<Expr<'a>>>) -> Vec<Expr<'a>> {
     parts.into_iter().flatten().collect()
 }
 
@@ -196,7 +198,7 @@ fn inside(family: Family) -> Vec<Rule> {
 /// The end of every chain that leads on: a packet that finds no way is lost,
 /// which its sender makes good, but never remembered without a translation,
 /// which nobody could.
-fn drop_counted() -> Rule {
+pub(super) fn drop_counted() -> Rule {
     vec![Expr::Counter, Expr::Verdict(Verdict::Drop)]
 }
 
@@ -310,14 +312,24 @@ fn guard() -> Vec<Rule> {
             ])
         })
         .into();
-    rules.extend(guard_host());
+    rules.extend(reject_rest());
     rules
 }
 
 fn guard_host() -> Vec<Rule> {
-    Family::ALL
-        .map(|f| rule([to_address_of_ours(f), vec![goto(UNSERVED)]]))
-        .into()
+    const UNTRACKED: u32 = 0x40;
+    let mut rules = vec![vec![
+        Expr::LoadCt(Ct::State, at(0)),
+        Expr::And(at(0), UNTRACKED),
+        Expr::NotEqual(at(0), vec![0; 4]),
+        Expr::Verdict(Verdict::Return),
+    ]];
+    rules.extend(reject_rest());
+    rules
+}
+
+fn reject_rest() -> [Rule; 2] {
+    Family::ALL.map(|f| rule([to_address_of_ours(f), vec![goto(UNSERVED)]]))
 }
 
 fn unserved() -> Vec<Rule> {

@@ -20,12 +20,13 @@ pub(crate) enum Set {
 
 /// nftables' own numbers for the types of keys and data; `nft` prints by them.
 #[derive(Clone, Copy)]
-enum Type {
+pub(super) enum Type {
     Address(Family),
     Protocol,
     Port,
     /// A number in host order.
     Mark,
+    Interface,
     Class,
 }
 
@@ -37,12 +38,13 @@ impl Type {
             Self::Protocol => 12,
             Self::Port => 13,
             Self::Mark => 19,
+            Self::Interface => 20,
             Self::Class => 23,
         }
     }
 
     /// Bytes, padded to whole registers as in a concatenation.
-    const fn width(self) -> u32 {
+    pub(super) const fn width(self) -> u32 {
         match self {
             Self::Address(family) => family.width() as u32,
             _ => 4,
@@ -146,7 +148,7 @@ impl Set {
         let width = |t: &Type| match t {
             Type::Protocol => 1,
             Type::Port => 2,
-            Type::Address(_) | Type::Mark | Type::Class => t.width(),
+            Type::Address(_) | Type::Mark | Type::Interface | Type::Class => t.width(),
         };
         matches!(self, Self::Sources(_)).then(|| self.key().iter().map(width).collect())
     }
@@ -189,6 +191,6 @@ impl Set {
 }
 
 /// Types of a concatenation in one number, six bits each.
-fn concat(types: &[Type]) -> u32 {
+pub(super) fn concat(types: &[Type]) -> u32 {
     types.iter().fold(0, |all, t| all << 6 | t.number())
 }

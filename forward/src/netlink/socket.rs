@@ -8,9 +8,10 @@ use netlink_sys::{Socket as Netlink, SocketAddr};
 
 use crate::errno;
 use crate::error::Error;
-use crate::netlink::abi::Kind;
+use crate::netlink::abi::{FLOW_GET, Kind};
 use crate::netlink::decode::{Answer, answer};
 use crate::netlink::encode::{Batch, request};
+use crate::netlink::layout::INET;
 use crate::netlink::wire::{Message, Messages, NLM_F_DUMP_INTR, Writer};
 
 const NLMSG_ERROR: u16 = 2;
@@ -106,24 +107,42 @@ impl Socket {
         Ok(failures)
     }
 
-    /// Asks for one thing, or for all of a kind, and calls `each` with what
-    /// comes. `None`: there is no such thing. `begin` is called before the
-    /// first, again when a change interrupted the dump.
+    /// Asks nftables for one thing of the family `inet`, or for all of a kind;
+    /// see [`Socket::ask_any`].
     pub(crate) fn ask<T>(
         &mut self,
         kind: Kind,
         dump: bool,
         write: impl Fn(&mut Writer),
         begin: impl Fn() -> T,
+        each: impl FnMut(&mut T, &Message<'_>),
+    ) -> Result<Option<T>, Error> {
+        self.ask_any((kind.number(), INET), dump, write, begin, each)
+    }
+
+    /// Asks for one thing, or for all of a kind, by message type and family,
+    /// and calls `each` with what comes. `None`: there is no such thing.
+    /// `begin` is called before the first, again when a change interrupted the
+    /// dump.
+    pub(crate) fn ask_any<T>(
+        &mut self,
+        (kind, family): (u16, u8),
+        dump: bool,
+        write: impl Fn(&mut Writer),
+        begin: impl Fn() -> T,
         mut each: impl FnMut(&mut T, &Message<'_>),
     ) -> Result<Option<T>, Error> {
-        const DOING: &str = "read the table";
+        let doing = if kind == FLOW_GET {
+            "read the connection table"
+        } else {
+            "read the table"
+        };
         for _ in 0..DUMPS {
             self.sequence = self.sequence.wrapping_add(1);
             let sequence = self.sequence;
-            let bytes = request(kind, dump, sequence, &write);
+            let bytes = request(kind, family, dump, sequence, &write);
             self.send(&bytes)
-                .map_err(|error| Error::kernel(DOING, &error))?;
+                .map_err(|error| Error::kernel(doing, &error))?;
             let mut all = begin();
             let mut interrupted = false;
             let mut done = false;
@@ -131,7 +150,7 @@ impl Socket {
                 match self.receive(0) {
                     Ok(()) => {}
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                    Err(error) => return Err(Error::kernel(DOING, &error)),
+                    Err(error) => return Err(Error::kernel(doing, &error)),
                 }
                 for message in Messages(&self.buffer).filter(|m| m.sequence == sequence) {
                     interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
@@ -145,7 +164,7 @@ impl Socket {
                             }
                             errno => {
                                 let error = io::Error::from_raw_os_error(errno.unwrap_or(0));
-                                return Err(Error::kernel(DOING, &error));
+                                return Err(Error::kernel(doing, &error));
                             }
                         },
                         _ => {

@@ -126,6 +126,11 @@ impl Writer {
         self.with(kind, |bytes| bytes.extend_from_slice(payload));
     }
 
+    /// An attribute that holds attributes, which are bytes already.
+    pub(crate) fn nested(&mut self, kind: u16, attributes: &[u8]) {
+        self.raw(kind | NLA_F_NESTED, attributes);
+    }
+
     /// An attribute whose payload `write` appends.
     pub(crate) fn with(&mut self, kind: u16, write: impl FnOnce(&mut Vec<u8>)) {
         let open = self.open(kind);
