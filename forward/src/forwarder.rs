@@ -37,8 +37,8 @@ pub struct Report {
     pub elements_added: usize,
     /// Elements deleted, those that are replaced included.
     pub elements_deleted: usize,
-    /// Why the table that was there was replaced, if it was: another version
-    /// made it, or someone changed its chains or rules.
+    /// Why the table was made anew, if it was: another version made the one that
+    /// was there, or someone changed its chains or rules, or removed it.
     pub replaced: Option<String>,
     /// UDP flows that led to endpoints that are gone, which the kernel was told
     /// to forget: each goes to another endpoint with its next packet.
@@ -292,7 +292,12 @@ impl Forwarder {
         mut wanted: BTreeMap<Arc<ServiceKey>, Arc<Service>>,
     ) -> Result<(), Refusal> {
         let (prelude, mut there) = match there {
-            There::Nothing => (Prelude::Create, BTreeMap::new()),
+            There::Nothing => {
+                if self.synced != Synced::Never {
+                    self.replaced = Some("someone removed it".to_owned());
+                }
+                (Prelude::Create, BTreeMap::new())
+            }
             There::Ours(content) => (Prelude::None, content),
             There::Different(why) => {
                 info!(why, "replacing the table");

@@ -2,13 +2,18 @@
 //! a first load of many Services takes a while.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bellrock_forward::{Forwarder, Node, Report, Service, ServiceKey};
 use tokio::sync::oneshot;
 
 use crate::plan::Forwarding as Mode;
+
+/// How long someone else's change of the table lasts at the most while nothing
+/// is asked. A look costs two small messages.
+const LOOK: Duration = Duration::from_millis(250);
 
 type Reply = oneshot::Sender<Result<Report, bellrock_forward::Error>>;
 
@@ -78,7 +83,8 @@ impl Forwarding {
         self.ask(|reply| Request::SetNode(node, reply)).await
     }
 
-    /// Puts the table back if somebody else changed or flushed it.
+    /// What was done since the last call to put the table back, because somebody
+    /// else changed or flushed it. The thread looks by itself, four times a second.
     pub async fn check(&self) -> Result<Report> {
         self.ask(Request::Check).await
     }
@@ -96,13 +102,37 @@ impl Forwarding {
 }
 
 fn serve(mut forwarder: Forwarder, queue: &mpsc::Receiver<Request>) {
-    while let Ok(request) = queue.recv() {
-        let (result, reply) = match request {
-            Request::Sync(node, services, reply) => (forwarder.sync(&node, &services), reply),
-            Request::Apply(changes, reply) => (forwarder.apply(changes), reply),
-            Request::SetNode(node, reply) => (forwarder.set_node(&node), reply),
-            Request::Check(reply) => (check(&mut forwarder), reply),
+    // What was put back and nobody was told of yet.
+    let mut restored = None;
+    let mut look = true;
+    loop {
+        let request = if look {
+            queue.recv_timeout(LOOK)
+        } else {
+            queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
         };
+        let (result, reply) = match request {
+            Ok(Request::Sync(node, services, reply)) => (forwarder.sync(&node, &services), reply),
+            Ok(Request::Apply(changes, reply)) => (forwarder.apply(changes), reply),
+            Ok(Request::SetNode(node, reply)) => (forwarder.set_node(&node), reply),
+            Ok(Request::Check(reply)) => {
+                let result = check(&mut forwarder);
+                (
+                    result.map(|now| now.or(restored.take()).unwrap_or_default()),
+                    reply,
+                )
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                // Tried again when it is asked for, which tells the error.
+                match check(&mut forwarder) {
+                    Ok(report) => restored = report.or(restored),
+                    Err(_) => look = false,
+                }
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        look = result.is_ok();
         // The asker may be gone: it is shutting down.
         let _ = reply.send(result);
     }
@@ -120,11 +150,11 @@ fn stay_away(queue: &mpsc::Receiver<Request>) {
     }
 }
 
-/// Puts the table back if somebody else touched it; otherwise does nothing.
-fn check(forwarder: &mut Forwarder) -> Result<Report, bellrock_forward::Error> {
-    if forwarder.check()? {
-        forwarder.apply(BTreeMap::new())
+/// Puts the table back if somebody else touched it.
+fn check(forwarder: &mut Forwarder) -> Result<Option<Report>, bellrock_forward::Error> {
+    Ok(if forwarder.check()? {
+        Some(forwarder.apply(BTreeMap::new())?)
     } else {
-        Ok(Report::default())
-    }
+        None
+    })
 }
