@@ -517,4 +517,6 @@ fn size(node: &Node, service: &Service) -> usize {
 }
 
 #[cfg(test)]
+mod random;
+#[cfg(test)]
 mod tests;

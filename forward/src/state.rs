@@ -345,4 +345,4 @@ pub(crate) fn leftovers(there: &BTreeMap<Entry, Value>) -> Vec<Op> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -11,7 +11,7 @@ use super::*;
 use crate::content::Class;
 use crate::model::{Endpoint, ExternalPolicy, Port, Protocol};
 
-type Services = BTreeMap<Arc<ServiceKey>, Arc<Service>>;
+pub(crate) type Services = BTreeMap<Arc<ServiceKey>, Arc<Service>>;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -21,7 +21,7 @@ fn net(text: &&str) -> IpNet {
     text.parse().unwrap()
 }
 
-fn node() -> Node {
+pub(crate) fn node() -> Node {
     Node {
         node_port_addresses: [ip("192.0.2.11"), ip("2001:db8::11")].into(),
         pod_networks: ["10.244.0.0/24", "10.244.1.0/24", "10.244.0.0/16"]
@@ -99,7 +99,7 @@ fn services() -> impl Strategy<Value = Services> {
 }
 
 /// Some changes at once.
-fn changes() -> impl Strategy<Value = Vec<Change>> {
+pub(crate) fn changes() -> impl Strategy<Value = Vec<Change>> {
     btree_map(key(), proptest::option::weighted(0.8, service()), 1..3)
         .prop_map(|changes| changes.into_iter().collect())
 }
@@ -232,7 +232,7 @@ impl Kernel {
 }
 
 /// The content of a state made at once.
-fn scratch(services: &Services) -> BTreeMap<Entry, Value> {
+pub(crate) fn scratch(services: &Services) -> BTreeMap<Entry, Value> {
     let mut state = State::new(node());
     let all: Vec<Change> = services
         .iter()
@@ -245,6 +245,26 @@ fn scratch(services: &Services) -> BTreeMap<Entry, Value> {
 /// The entries that belong to a Service alone or with others.
 fn weight(service: &Service) -> usize {
     content::of_service(&node(), service, |_| true).len()
+}
+
+/// The most operations that changes may cost: twice the entries of the Services
+/// that change, before and after, and of those that they share a front with.
+pub(crate) fn bound(state: &State, services: &Services, changes: &[Change]) -> usize {
+    let concerned = || {
+        changes
+            .iter()
+            .flat_map(|(key, new)| new.iter().chain(services.get(key)))
+    };
+    let fronts: BTreeSet<Front> = concerned()
+        .flat_map(|service| state.fronts(service))
+        .collect();
+    let neighbours = services
+        .values()
+        .filter(|service| state.fronts(service).iter().any(|f| fronts.contains(f)));
+    concerned()
+        .chain(neighbours)
+        .map(|service| 2 * weight(service))
+        .sum()
 }
 
 proptest! {
@@ -261,23 +281,7 @@ proptest! {
         kernel.commit(&ops);
         let mut services = Services::new();
         for changes in steps {
-            // Those that change, and those that they share a front with.
-            let mut bound: usize = changes
-                .iter()
-                .flat_map(|(key, new)| new.iter().chain(services.get(key)))
-                .map(|service| 2 * weight(service))
-                .sum();
-            let fronts: BTreeSet<Front> = changes
-                .iter()
-                .flat_map(|(key, new)| new.iter().chain(services.get(key)))
-                .flat_map(|service| state.fronts(service))
-                .collect();
-            bound += services
-                .values()
-                .filter(|service| state.fronts(service).iter().any(|f| fronts.contains(f)))
-                .map(|service| 2 * weight(service))
-                .sum::<usize>();
-
+            let bound = bound(&state, &services, &changes);
             let mut ops = Vec::new();
             let undo = state.change(&changes, &mut ops);
             prop_assert!(ops.len() <= bound, "{} operations, {bound} at most", ops.len());
