@@ -9,6 +9,8 @@ use crate::reason::AnnouncementReason;
 
 /// Most interfaces that a status lists.
 pub const MAX_INTERFACES: usize = 128;
+/// Most subnets of an interface that a status lists.
+pub const MAX_SUBNETS: usize = 64;
 /// Most sessions that a status lists.
 pub const MAX_SESSIONS: usize = 128;
 /// Most addresses that a status lists; the rest are counted in `addressesOmitted`.
@@ -130,7 +132,7 @@ pub struct InterfaceStatus {
     /// Subnets of the interface's addresses, as CIDRs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
-        length(max = 64),
+        length(max = MAX_SUBNETS),
         inner(length(max = 49)),
         extend("x-kubernetes-list-type" = "atomic")
     )]

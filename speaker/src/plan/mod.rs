@@ -235,7 +235,6 @@ fn plan_l2(
     common: Option<Reason>,
     plan: &mut ServicePlan,
 ) {
-    let family = (!address.is_ipv4()).then_some(Reason::FamilyUnsupported);
     let covering: Vec<_> = cluster
         .l2_advertisements
         .values()
@@ -245,8 +244,9 @@ fn plan_l2(
         .iter()
         .filter(|ad| scope::selects(&ad.scope, cluster, me))
         .collect();
-    let refused = family
-        .or(covering.is_empty().then_some(Reason::NoAdvertisement))
+    let refused = covering
+        .is_empty()
+        .then_some(Reason::NoAdvertisement)
         .or(here.is_empty().then_some(Reason::NodeNotSelected))
         .or(common);
     let interfaces = if here.iter().any(|ad| ad.interfaces.is_empty()) {

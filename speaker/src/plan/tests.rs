@@ -335,6 +335,14 @@ fn a_node_that_nobody_has_heard_of_announces_nothing() {
 }
 
 #[test]
+fn an_ipv6_address_is_announced_on_the_segment_as_an_ipv4_address_is() {
+    let fixture = Fixture::six();
+    let intent = fixture.plan("n1").l2[&bgp::ADDRESS_V6.parse().unwrap()].clone();
+    assert!(intent.eligible);
+    assert_eq!(fixture.refusals("n1")[0], None);
+}
+
+#[test]
 fn what_the_kernel_refuses_is_not_announced() {
     let fixture = Fixture::new();
     let plan = plan_service(&fixture.0, "n1", &key(), &Settings::default(), true);

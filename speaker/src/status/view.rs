@@ -227,6 +227,8 @@ impl View {
                 subnets: interface
                     .addresses
                     .iter()
+                    .filter(|(address, _)| !is_link_local(address))
+                    .take(api::MAX_SUBNETS)
                     .map(|(address, length)| format!("{address}/{length}"))
                     .collect(),
             })
@@ -289,6 +291,11 @@ pub fn only_here(reason: Reason) -> bool {
             | Reason::AddressTaken
             | Reason::AnsweredByKernel
     )
+}
+
+/// Every interface has one, so it tells nothing.
+fn is_link_local(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
 fn first<T>(items: impl Iterator<Item = T>, limit: usize) -> (Vec<T>, u32) {

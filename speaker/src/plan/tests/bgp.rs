@@ -3,11 +3,11 @@
 use super::*;
 use crate::cluster::CommunityName;
 
-const ADDRESS_V6: &str = "2001:db8:5::10";
+pub(super) const ADDRESS_V6: &str = "2001:db8:5::10";
 
 impl Fixture {
     /// With a Service that has an IPv6 address and endpoints of that family.
-    fn six() -> Self {
+    pub(super) fn six() -> Self {
         let mut fixture = Self::new();
         fixture.apply(Change::VirtualIp(ADDRESS.parse().unwrap(), None));
         fixture.apply(Change::VirtualIp(ADDRESS_V6.parse().unwrap(), Some(vip())));
