@@ -187,7 +187,7 @@ fn read_link(message: &LinkMessage) -> Link {
         carrier: flags.contains(LinkFlags::LowerUp),
         suitable: message.header.link_layer_type == LinkLayerType::Ether
             && flags.contains(LinkFlags::Up)
-            && !flags.intersects(LinkFlags::Loopback | LinkFlags::Noarp),
+            && !flags.intersects(LinkFlags::Loopback | LinkFlags::Noarp | LinkFlags::Port),
     };
     let mut member = false;
     let mut routed = false;

@@ -1,6 +1,7 @@
 use super::*;
 use crate::types::Eligibility;
 use netlink_packet_route::link::{InfoKind, LinkHeader};
+use rtnetlink::packet_core::Parseable;
 
 const UP: LinkFlags = LinkFlags::Up.union(LinkFlags::LowerUp);
 
@@ -107,6 +108,65 @@ fn what_is_no_ethernet_host_of_its_own_is_not_served() {
         table.apply(&RouteNetlinkMessage::NewLink(message.clone()));
         assert_eq!(!names(&table).is_empty(), served, "{message:?}");
     }
+}
+
+/// What a kernel told of a bond in mode balance-rr: the header, and
+/// IFLA_LINKINFO with its kind and the first of its options.
+const BOND: &[u8] = &[
+    0x00, 0x00, 0x01, 0x00, 0x18, 0x00, 0x00, 0x00, 0x43, 0x14, 0x01, 0x00, 0x00, 0x00, 0x00, 0x00,
+    0x1c, 0x00, 0x12, 0x00, 0x09, 0x00, 0x01, 0x00, 0x62, 0x6f, 0x6e, 0x64, 0x00, 0x00, 0x00, 0x00,
+    0x0c, 0x00, 0x02, 0x00, 0x05, 0x00, 0x01, 0x00, 0x00, 0x00, 0x00, 0x00,
+];
+
+/// What it told of a member: a veth whose port kind is bond.
+const BOND_PORT: &[u8] = &[
+    0x00, 0x00, 0x01, 0x00, 0x15, 0x00, 0x00, 0x00, 0x43, 0x18, 0x01, 0x00, 0x00, 0x00, 0x00, 0x00,
+    0x54, 0x00, 0x12, 0x00, 0x09, 0x00, 0x01, 0x00, 0x76, 0x65, 0x74, 0x68, 0x00, 0x00, 0x00, 0x00,
+    0x09, 0x00, 0x04, 0x00, 0x62, 0x6f, 0x6e, 0x64, 0x00, 0x00, 0x00, 0x00, 0x38, 0x00, 0x05, 0x00,
+    0x05, 0x00, 0x01, 0x00, 0x00, 0x00, 0x00, 0x00, 0x05, 0x00, 0x02, 0x00, 0x00, 0x00, 0x00, 0x00,
+    0x08, 0x00, 0x03, 0x00, 0x00, 0x00, 0x00, 0x00, 0x0a, 0x00, 0x04, 0x00, 0x00, 0x23, 0x45, 0x67,
+    0x89, 0x1a, 0x00, 0x00, 0x06, 0x00, 0x05, 0x00, 0x00, 0x00, 0x00, 0x00, 0x08, 0x00, 0x09, 0x00,
+    0x00, 0x00, 0x00, 0x00,
+];
+
+/// A recorded message, and the attributes that were left out of the record:
+/// IFLA_IFNAME, IFLA_ADDRESS, and IFLA_MASTER of a member.
+fn recorded(bytes: &[u8], name: &str, master: Option<u32>) -> RouteNetlinkMessage {
+    let mut bytes = bytes.to_vec();
+    let mut attribute = |kind: u16, value: &[u8]| {
+        let length = u16::try_from(4 + value.len()).unwrap();
+        bytes.extend(length.to_ne_bytes().into_iter().chain(kind.to_ne_bytes()));
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+    };
+    attribute(1, &[0x00, 0x23, 0x45, 0x67, 0x89, 0x1a]);
+    attribute(3, format!("{name}\0").as_bytes());
+    if let Some(master) = master {
+        attribute(10, &master.to_ne_bytes());
+    }
+    RouteNetlinkMessage::NewLink(LinkMessage::parse(&bytes).unwrap())
+}
+
+#[test]
+fn of_a_bond_the_bond_is_served_and_not_its_members() {
+    let bond = recorded(BOND, "bond0", None);
+    let members = [
+        recorded(BOND_PORT, "eth0", Some(24)),
+        // Before its master is told, its flags tell.
+        recorded(BOND_PORT, "eth0", None),
+    ];
+    for member in members {
+        let mut table = Table::default();
+        assert!(table.apply(&member));
+        assert_eq!(names(&table), [""; 0]);
+        assert!(table.apply(&bond));
+        assert_eq!(names(&table), ["bond0"]);
+    }
+    // Taken out of the bond it is a host's interface like any other.
+    let mut table = Table::default();
+    table.apply(&recorded(BOND_PORT, "eth0", Some(24)));
+    assert!(table.apply(&RouteNetlinkMessage::NewLink(link(21, "eth0", UP))));
+    assert_eq!(names(&table), ["eth0"]);
 }
 
 #[test]
