@@ -6,6 +6,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 N ?= 10
 LAB_FLAGS ?=
+SIM_FLAGS ?=
 
 NETNS_CRATES := -p bellrock-arp -p bellrock-bgp -p bellrock-forward -p bellrock-speaker -p bellrock-sys
 
@@ -35,11 +36,19 @@ lab-down: ## ends every lab that `make lab` left
 	@target/release/bellrock-lab down --all
 
 .PHONY: test
-test: test-unit test-netns e2e ## unit, namespace and lab tests
+test: test-unit sim-short test-netns e2e ## unit, simulator, namespace and lab tests
 
 .PHONY: test-unit
 test-unit: lab-tools ## what sits in the crates themselves, and the definitions
 	$(call suite,unit tests,$(CARGO) test --locked --workspace --lib --bins --quiet && $(CARGO) test --locked -p bellrock-api --test '*' --quiet)
+
+.PHONY: sim-short
+sim-short:
+	$(call suite,simulator,$(CARGO) run --locked --quiet -p bellrock-sim -- --seeds 200 --seconds 60)
+
+.PHONY: sim
+sim: ## 500 seeds of the simulator (SIM_FLAGS: see cargo run -p bellrock-sim -- --help)
+	$(call suite,simulator,$(CARGO) run --locked --quiet -p bellrock-sim -- --seeds 500 $(SIM_FLAGS))
 
 .PHONY: test-netns
 test-netns: lab-tools ## the protocol crates against the kernel and real routers

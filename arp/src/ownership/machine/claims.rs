@@ -45,6 +45,25 @@ impl Machine {
         }
     }
 
+    /// A peer held it too, as after a partition, and gives it up: its clients
+    /// must learn where it is.
+    pub(super) fn peer_released(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        match &mut self.phase {
+            Phase::Own {
+                since,
+                announced,
+                due,
+            } => {
+                (*since, *announced, *due) = (now, 0, None);
+                actions.push(Action::Transmit);
+            }
+            Phase::Idle { .. }
+            | Phase::Wait { .. }
+            | Phase::Probe { .. }
+            | Phase::Blocked { .. } => {}
+        }
+    }
+
     /// A live peer answers or announces: it has the address, whatever its list
     /// says.
     pub(super) fn peer_answers(

@@ -18,9 +18,11 @@ const ANNOUNCE_AT: [Duration; 5] = [
 ];
 
 impl Machine {
-    /// No live peer has it in its list, and this node may hold it.
+    /// No live peer has it in its list, and this node may hold it. Told again
+    /// in WAIT when nodes of a better rank fell silent: there are fewer to wait
+    /// for.
     pub(super) fn unowned(&mut self, delay: Duration, cause: Cause, now: Instant) {
-        match self.phase {
+        match &mut self.phase {
             Phase::Idle { .. } => {
                 self.cause = Some(cause);
                 self.phase = Phase::Wait {
@@ -28,10 +30,8 @@ impl Machine {
                     delay,
                 };
             }
-            Phase::Wait { .. }
-            | Phase::Probe { .. }
-            | Phase::Own { .. }
-            | Phase::Blocked { .. } => {}
+            Phase::Wait { until, .. } => *until = (*until).min(now + delay),
+            Phase::Probe { .. } | Phase::Own { .. } | Phase::Blocked { .. } => {}
         }
     }
 

@@ -184,6 +184,7 @@ impl Machine {
             Trigger::Claim {
                 higher: false, mac, ..
             } => self.contradict(mac, now, timers, out),
+            Trigger::PeerReleased => self.peer_released(now, out),
             Trigger::PeerAnswer { mac } => self.peer_answers(mac, now, timers, out),
             Trigger::PeerProbe { outranks, mac } => {
                 self.peer_probes(outranks, mac, now, timers, out);

@@ -79,6 +79,7 @@ fn triggers() -> Vec<(&'static str, Trigger)> {
                 mac: PEER,
             },
         ),
+        ("peer releases", Trigger::PeerReleased),
         ("peer answers", Trigger::PeerAnswer { mac: PEER }),
         (
             "better probes",
@@ -217,6 +218,7 @@ fn the_state_table_is_this() {
     }
     let expected = "\
 unowned | IDLE: WAIT 60ms
+unowned | WAIT: WAIT 60ms
 due | IDLE: IDLE -; reconsider
 due | WAIT: PROBE 0 -; transmit
 due | PROBE first: PROBE 1 -; transmit
@@ -239,6 +241,7 @@ higher claim | PROBE keep: IDLE -
 higher claim | OWN: IDLE -; Lost(HigherClaim b); release 105
 higher claim | BLOCKED: IDLE -; Unblocked
 lower claim | OWN: OWN 105 0 -; claim-to; transmit
+peer releases | OWN: OWN 105 0 -; transmit
 peer answers | WAIT: IDLE 1000ms
 peer answers | PROBE first: IDLE 1000ms
 peer answers | PROBE: IDLE 1000ms

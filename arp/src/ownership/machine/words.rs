@@ -47,6 +47,8 @@ pub(in crate::ownership) enum Trigger {
         node: String,
         mac: MacAddr,
     },
+    /// A peer held it too, and gives it up.
+    PeerReleased,
     /// A live peer's hardware address answered or announced.
     PeerAnswer { mac: MacAddr },
     /// A live peer probes.

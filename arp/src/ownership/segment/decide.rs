@@ -37,7 +37,7 @@ impl Segment {
         };
         let machine = &record.machine;
         if record.assignment.eligibility != Eligibility::Eligible
-            || machine.state() != State::Idle
+            || !matches!(machine.state(), State::Idle | State::Wait)
             || self
                 .peers
                 .holder(address, machine.base())

@@ -201,9 +201,13 @@ impl Segment {
                 } else {
                     Duration::ZERO
                 };
-                let free: Vec<IpAddr> = entries
+                let named = entries.into_iter().map(|(address, _)| address);
+                let named: Vec<IpAddr> = named.collect();
+                for address in &named {
+                    self.step(*address, Trigger::PeerReleased, now);
+                }
+                let free: Vec<IpAddr> = named
                     .into_iter()
-                    .map(|(address, _)| address)
                     .filter(|address| self.peers.drops(mac, *address))
                     .collect();
                 self.reconsider_all(free, delay, Cause::OwnerReleased, now);

@@ -1,13 +1,14 @@
 //! The node's own rounds: HELLOs out, who fell silent, and whether this loop
 //! itself stood still.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use super::super::machine::Trigger;
-use super::{Output, Segment};
+use super::{Output, Record, Segment};
 use crate::time::Instant;
-use crate::types::Cause;
+use crate::types::{Cause, State};
 
 impl Segment {
     pub(super) fn check_late(&mut self, now: Instant) {
@@ -49,13 +50,18 @@ impl Segment {
         }
         if self.silent.is_some_and(|at| now >= at) {
             let silent = self.peers.silent(&self.config.timers, now);
-            let mut orphans = Vec::new();
+            // Those who wait have fewer to wait for now.
+            let waits = |(address, record): (&IpAddr, &Record)| {
+                (record.machine.state() == State::Wait).then_some(*address)
+            };
+            let mut orphans: BTreeSet<IpAddr> = self.records.iter().filter_map(waits).collect();
             // All of them first: ranks must not count the dead.
             for mac in silent {
                 self.count("peer_silent");
                 orphans.extend(self.peers.bury(mac));
             }
             self.silent = self.peers.next_silent(&self.config.timers);
+            let orphans = orphans.into_iter().collect();
             self.reconsider_all(orphans, Duration::ZERO, Cause::OwnerSilent, now);
         }
         if let Some((rounds, until)) = self.listening

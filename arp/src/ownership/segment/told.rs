@@ -108,7 +108,12 @@ impl Segment {
                     },
                 });
             }
-            (true, true) if moved => self.doubt(Cause::LinkChange, now),
+            (true, true) if moved => {
+                self.doubt(Cause::LinkChange, now);
+                // Before any probe: a hardware address that peers do not know
+                // is a foreign host's.
+                self.hello(false);
+            }
             (true, true) => {}
         }
     }
