@@ -20,6 +20,7 @@ pub(crate) const V6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(
 ));
 const PORT: u16 = 7;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const KEY: &[u8] = b"a key of some length";
 pub(crate) const CREATED: u64 = 1_700_000_000;
 
 /// A UDP server at the address that says which node it is.
@@ -139,7 +140,7 @@ impl Node {
 }
 
 pub(crate) fn config(node: &str) -> Config {
-    Config::new(node, "test", b"a key of some length".to_vec())
+    Config::new(node, "test", KEY.to_vec())
 }
 
 pub(crate) fn assignment(order: &[&str]) -> Assignment {

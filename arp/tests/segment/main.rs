@@ -10,6 +10,7 @@
 
 mod failover;
 mod foreign;
+mod hostile;
 mod interfaces;
 mod lab;
 mod privileges;
