@@ -21,7 +21,8 @@ at_least "$go" 1.26 || fail "Go 1.26 or newer is needed to build Kubernetes for 
 # program -> package that brings it
 needs=(
 	"cc gcc" "ip iproute2" "nft nftables" "iptables iptables" "tcpdump tcpdump" "tshark tshark" "conntrack conntrack"
-	"arping iputils-arping" "ping iputils-ping" "/usr/lib/frr/bgpd frr" "bird bird2" "unshare util-linux" "ps procps"
+	"arping iputils-arping" "ping iputils-ping" "/usr/lib/frr/bgpd frr" "bird bird2"
+	"bgpctl openbgpd" "exabgp exabgp" "unshare util-linux" "ps procps"
 )
 if [ "${1:-}" = cluster ]; then
 	needs+=("mmdebstrap mmdebstrap" "setpriv util-linux")

@@ -2,8 +2,8 @@
 //!
 //! With the `lab` feature: a whole cluster on real parts ([`lab::Lab`]).
 //! Without it only the harness that the protocol crates' own tests use:
-//! network namespaces ([`netns`]), routers ([`frr`], [`bird`]), clients ([`probe`]) and
-//! captures ([`capture`]).
+//! network namespaces ([`netns`]), routers ([`frr`], [`bird`], [`gobgp`],
+//! [`openbgpd`], [`exabgp`]), clients ([`probe`]) and captures ([`capture`]).
 #![allow(
     clippy::expect_used,
     clippy::unwrap_used,
@@ -27,11 +27,14 @@ pub mod clab;
 pub mod cluster;
 #[cfg(feature = "lab")]
 mod container;
+mod daemon;
 #[cfg(feature = "lab")]
 pub mod demo;
 #[cfg(feature = "lab")]
 pub mod echo;
+pub mod exabgp;
 pub mod frr;
+pub mod gobgp;
 #[cfg(feature = "lab")]
 pub mod ground;
 #[cfg(feature = "lab")]
@@ -39,7 +42,7 @@ pub mod lab;
 pub mod netns;
 #[cfg(feature = "lab")]
 pub mod observe;
-#[cfg(feature = "lab")]
+pub mod openbgpd;
 pub mod parts;
 #[cfg(feature = "lab")]
 pub mod pki;

@@ -1,4 +1,4 @@
-//! The real programs of a lab, built once from their Go modules.
+//! The real programs of a lab and of tests, built once from their Go modules.
 //!
 //! `e2e/parts` holds one small module per project that pins its version. The
 //! programs are built into
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
+#[cfg(feature = "lab")]
 use crate::cluster::KubeProxy;
 use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{Flock, FlockArg};
@@ -42,11 +43,15 @@ pub enum Part {
     Containerlab,
     /// MetalLB's controller, to measure beside ours.
     Metallb,
+    /// A router that our BGP is tested against.
+    Gobgpd,
+    /// Its command line.
+    Gobgp,
 }
 
 impl Part {
     /// All of them, in the order they are built.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Etcd,
         Self::Apiserver,
         Self::ControllerManager,
@@ -57,6 +62,8 @@ impl Part {
         Self::Kubelet,
         Self::Containerlab,
         Self::Metallb,
+        Self::Gobgpd,
+        Self::Gobgp,
     ];
 
     /// What the lab of network namespaces needs.
@@ -83,6 +90,8 @@ impl Part {
             Self::Kubelet => "kubelet",
             Self::Containerlab => "containerlab",
             Self::Metallb => "metallb-controller",
+            Self::Gobgpd => "gobgpd",
+            Self::Gobgp => "gobgp",
         }
     }
 
@@ -97,6 +106,7 @@ impl Part {
             Self::Helm => &HELM,
             Self::Containerlab => &CONTAINERLAB,
             Self::Metallb => &METALLB,
+            Self::Gobgpd | Self::Gobgp => &GOBGP,
             _ => &KUBERNETES,
         }
     }
@@ -107,6 +117,7 @@ impl Part {
             Self::Helm => "helm.sh/helm/v3/cmd/helm".to_owned(),
             Self::Containerlab => "github.com/srl-labs/containerlab".to_owned(),
             Self::Metallb => "go.universe.tf/metallb/controller".to_owned(),
+            Self::Gobgpd | Self::Gobgp => format!("github.com/osrg/gobgp/v4/cmd/{}", self.name()),
             _ => format!("k8s.io/kubernetes/cmd/{}", self.name()),
         }
     }
@@ -151,6 +162,7 @@ macro_rules! module {
 static ETCD: Module = module!("etcd", false, "go.mod", "go.sum", "main.go");
 static HELM: Module = module!("helm", false, "go.mod", "go.sum", "tools.go");
 static METALLB: Module = module!("metallb", false, "go.mod", "go.sum", "tools.go");
+static GOBGP: Module = module!("gobgp", false, "go.mod", "go.sum", "tools.go");
 static CONTAINERLAB: Module = Module {
     patch: Some(&Patch {
         module: "github.com/srl-labs/containerlab",
@@ -351,12 +363,13 @@ fn go() -> Result<Command> {
             .output()
             .is_ok_and(|output| output.status.success())
     });
-    let program =
-        program.context("Go 1.26 or newer is needed to build Kubernetes: https://go.dev/dl")?;
+    let program = program
+        .context("Go 1.26 or newer is needed to build the lab's parts: https://go.dev/dl")?;
     Ok(Command::new(program))
 }
 
 /// Checks that the programs of the distribution that a lab uses are there.
+#[cfg(feature = "lab")]
 pub fn check_tools(proxy: KubeProxy) -> Result<()> {
     let needed = [
         proxy.tool(),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use bellrock_bgp::message::Family;
 use bellrock_bgp::{Attributes, Listener, Password, Refusal, Restart, State, StopReason};
 use bellrock_e2e::netns::{as_root, wait_for};
@@ -13,44 +13,46 @@ use crate::setup::*;
 const FOUR: &str = "198.51.100.1";
 const SIX: &str = "2001:db8:1::1";
 
-/// Makes `mod FEATURE { #[test] fn frr() ... #[test] fn bird() ... }`.
+/// Makes `mod FEATURE { #[test] fn frr() ... }` with a test for each router
+/// named. `table` has the reason why one is not.
 macro_rules! features {
-    ($($feature:ident),+ $(,)?) => {
-        /// The features that every router is led through.
-        pub(crate) const FEATURES: &[&str] = &[$(stringify!($feature)),+];
+    (@kind frr) => { crate::kind::Kind::Frr };
+    (@kind bird) => { crate::kind::Kind::Bird };
+    (@kind gobgp) => { crate::kind::Kind::Gobgp };
+    (@kind openbgpd) => { crate::kind::Kind::OpenBgpd };
+    (@kind exabgp) => { crate::kind::Kind::Exabgp };
+    ($($feature:ident: $($router:ident)+),+ $(,)?) => {
+        /// The features, and the routers that are led through each.
+        pub(crate) const FEATURES: &[(&str, &[Kind])] =
+            &[$((stringify!($feature), &[$(features!(@kind $router)),+])),+];
         $(mod $feature {
-            #[test]
-            fn frr() {
-                super::run(crate::kind::Kind::Frr, super::steps::$feature);
-            }
-
-            #[test]
-            fn bird() {
-                super::run(crate::kind::Kind::Bird, super::steps::$feature);
-            }
+            $(#[test]
+            fn $router() {
+                super::run(features!(@kind $router), super::steps::$feature);
+            })+
         })+
     };
 }
 
 features! {
-    ipv4,
-    ipv6_over_ipv6,
-    both_over_ipv4,
-    ipv4_over_ipv6_with_an_ipv6_next_hop,
-    md5,
-    md5_over_ipv6,
-    md5_with_a_wrong_password,
-    ttl_security,
-    refresh,
-    communities_and_path,
-    graceful_shutdown,
-    graceful_restart,
-    hard_reset,
-    hold_timer_against_silence,
-    shutdown_communication,
-    extended_messages,
-    a_connection_of_the_router,
-    both_connect_at_once,
+    ipv4: frr bird gobgp openbgpd exabgp,
+    ipv6_over_ipv6: frr bird gobgp openbgpd exabgp,
+    both_over_ipv4: frr bird gobgp openbgpd exabgp,
+    ipv4_over_ipv6_with_an_ipv6_next_hop: frr bird gobgp exabgp,
+    md5: frr bird gobgp openbgpd exabgp,
+    md5_over_ipv6: frr bird gobgp openbgpd exabgp,
+    md5_with_a_wrong_password: frr bird gobgp openbgpd exabgp,
+    ttl_security: frr bird gobgp openbgpd,
+    refresh: frr bird openbgpd exabgp,
+    communities_and_path: frr bird gobgp openbgpd exabgp,
+    graceful_shutdown: frr bird gobgp openbgpd exabgp,
+    graceful_restart: frr bird gobgp openbgpd,
+    hard_reset: frr bird gobgp openbgpd exabgp,
+    hold_timer_against_silence: frr bird gobgp openbgpd exabgp,
+    shutdown_communication: frr bird gobgp openbgpd,
+    extended_messages: frr bird gobgp exabgp,
+    a_connection_of_the_router: frr bird gobgp openbgpd exabgp,
+    both_connect_at_once: frr bird gobgp openbgpd exabgp,
 }
 
 fn run(kind: Kind, steps: fn(Kind)) {
@@ -67,15 +69,15 @@ mod steps {
         let peer = lab.spawn(config(&Session::PLAIN), routes(&["198.51.100.1/32"]));
         let status = wait_established(&peer);
         assert_eq!(status.peer_asn, Some(64513));
-        lab.wait_kernel("the route", &[FOUR]);
+        lab.wait_installed("the route", &[FOUR]);
         lab.runtime
             .block_on(peer.announce(net("198.51.100.0/28"), Attributes::default()));
-        lab.wait_kernel("one more", &[FOUR, "198.51.100.0/28"]);
+        lab.wait_installed("one more", &[FOUR, "198.51.100.0/28"]);
         lab.runtime.block_on(peer.withdraw(net("198.51.100.1/32")));
-        lab.wait_kernel("one less", &["198.51.100.0/28"]);
+        lab.wait_installed("one less", &["198.51.100.0/28"]);
         lab.runtime
             .block_on(peer.stop(StopReason::PeerDeconfigured));
-        lab.wait_kernel("none", &[]);
+        lab.wait_installed("none", &[]);
     }
 
     pub(super) fn ipv6_over_ipv6(kind: Kind) {
@@ -89,9 +91,9 @@ mod steps {
         let mut config = config(&session);
         config.families = [Family::Ipv6Unicast].into();
         let peer = lab.spawn(config, routes(&["2001:db8:1::1/128", "2001:db8:2::/48"]));
-        lab.wait_kernel("both routes", &[SIX, "2001:db8:2::/48"]);
+        lab.wait_installed("both routes", &[SIX, "2001:db8:2::/48"]);
         lab.runtime.block_on(peer.withdraw(net("2001:db8:2::/48")));
-        lab.wait_kernel("one less", &[SIX]);
+        lab.wait_installed("one less", &[SIX]);
     }
 
     pub(super) fn both_over_ipv4(kind: Kind) {
@@ -105,13 +107,13 @@ mod steps {
         let status = wait_status(&peer, "a refusal", |s| !s.prefixes_refused.is_empty());
         assert_eq!(status.prefixes_refused[&Refusal::NoNextHop], 1);
         assert_eq!(status.families, [Family::Ipv4Unicast]);
-        lab.wait_kernel("only IPv4 without a next hop", &[FOUR]);
+        lab.wait_installed("only IPv4 without a next hop", &[FOUR]);
         lab.runtime
             .block_on(peer.stop(StopReason::ConfigurationChange));
         let mut config = config(&session);
         config.next_hop_v6 = Some(NODE_V6.parse().unwrap());
         let peer = lab.spawn(config, all());
-        lab.wait_kernel("both families", &[FOUR, SIX]);
+        lab.wait_installed("both families", &[FOUR, SIX]);
         let status = peer.status().borrow().clone();
         assert_eq!(status.families, Family::ALL);
     }
@@ -128,11 +130,16 @@ mod steps {
             config(&session),
             routes(&["198.51.100.1/32", "2001:db8:1::1/128"]),
         );
-        lab.wait_kernel("both families", &[FOUR, SIX]);
-        let route = lab.ground.sh(&format!("ip route show {FOUR}")).unwrap();
-        assert!(route.contains(&format!("via inet6 {NODE_V6}")), "{route}");
+        lab.wait_installed("both families", &[FOUR, SIX]);
+        if kind.has_kernel() {
+            let route = lab.ground.sh(&format!("ip route show {FOUR}")).unwrap();
+            assert!(route.contains(&format!("via inet6 {NODE_V6}")), "{route}");
+        } else {
+            let said = lab.router.route("198.51.100.1/32").unwrap();
+            assert!(said.contains(NODE_V6), "{said}");
+        }
         lab.runtime.block_on(peer.withdraw(net("198.51.100.1/32")));
-        lab.wait_kernel("IPv4 gone", &[SIX]);
+        lab.wait_installed("IPv4 gone", &[SIX]);
     }
 
     pub(super) fn md5(kind: Kind) {
@@ -157,7 +164,7 @@ mod steps {
         config.next_hop_v4 = Some(NODE.parse().unwrap());
         config.password = Some(Password::new("correct"));
         let _peer = lab.spawn(config, routes(&["198.51.100.1/32"]));
-        lab.wait_kernel("the route", &[FOUR]);
+        lab.wait_installed("the route", &[FOUR]);
     }
 
     pub(super) fn md5_with_a_wrong_password(kind: Kind) {
@@ -185,7 +192,7 @@ mod steps {
         config.ttl_security = Some(1);
         let lab = Lab::new(kind, &session);
         let _peer = lab.spawn(config.clone(), routes(&["198.51.100.1/32"]));
-        lab.wait_kernel("the route", &[FOUR]);
+        lab.wait_installed("the route", &[FOUR]);
         // A router that does not send with a TTL of 255 may be anywhere.
         let lab = Lab::new(kind, &Session::PLAIN);
         let peer = lab.spawn(config, routes(&["198.51.100.1/32"]));
@@ -212,7 +219,7 @@ mod steps {
     pub(super) fn refresh(kind: Kind) {
         let lab = Lab::new(kind, &Session::PLAIN);
         let peer = lab.spawn(config(&Session::PLAIN), routes(&["198.51.100.1/32"]));
-        lab.wait_kernel("the route", &[FOUR]);
+        lab.wait_installed("the route", &[FOUR]);
         let before = wait_established(&peer).messages_sent;
         lab.router.refresh();
         let after = wait_status(&peer, "a refresh", |status| {
@@ -222,7 +229,7 @@ mod steps {
         assert!(after.messages_received.route_refresh >= 1);
         // Both take the enhanced form: its beginning and its end.
         assert!(after.messages_sent.route_refresh >= 2, "{after:?}");
-        lab.wait_kernel("the route is still there", &[FOUR]);
+        lab.wait_installed("the route is still there", &[FOUR]);
     }
 
     pub(super) fn communities_and_path(kind: Kind) {
@@ -236,7 +243,7 @@ mod steps {
         };
         let wanted = [(net("198.51.100.1/32"), attributes)].into();
         let _peer = lab.spawn(config(&Session::PLAIN), wanted);
-        lab.wait_kernel("the route", &[FOUR]);
+        lab.wait_installed("the route", &[FOUR]);
         let said = lab.router.route("198.51.100.1/32").unwrap();
         let expected = match kind {
             Kind::Frr => [
@@ -251,6 +258,24 @@ mod steps {
                 "BGP.ext_community: (rt, 64512, 10)",
                 "BGP.as_path: 64512 64512 64512",
             ],
+            Kind::Gobgp => [
+                "{Communities: 64512:7}",
+                "{LargeCommunity: [ 64512:8:9]}",
+                "{Extcomms: [64512:10]}",
+                "64512 64512 64512",
+            ],
+            Kind::OpenBgpd => [
+                "Communities: 64512:7",
+                "Large Communities: 64512:8:9",
+                "Ext. Communities: rt 64512:10",
+                "64512 64512 64512",
+            ],
+            Kind::Exabgp => [
+                r#""community":[[64512,7]]"#,
+                r#""large-community":[[64512,8,9]]"#,
+                "target:64512:10",
+                r#""as-path":[64512,64512,64512]"#,
+            ],
         };
         for words in expected {
             assert!(said.contains(words), "{words} in {said}");
@@ -260,7 +285,7 @@ mod steps {
     pub(super) fn graceful_shutdown(kind: Kind) {
         let lab = Lab::new(kind, &Session::PLAIN);
         let peer = lab.spawn(config(&Session::PLAIN), routes(&["198.51.100.1/32"]));
-        lab.wait_kernel("the route", &[FOUR]);
+        lab.wait_installed("the route", &[FOUR]);
         let wait = Duration::from_secs(5);
         let start = Instant::now();
         lab.runtime.block_on(async {
@@ -270,13 +295,16 @@ mod steps {
         let mark = match kind {
             Kind::Frr => "graceful-shutdown",
             Kind::Bird => "(65535,0)",
+            Kind::Gobgp => "planned-shut",
+            Kind::OpenBgpd => "GRACEFUL_SHUTDOWN",
+            Kind::Exabgp => "[65535,0]",
         };
         wait_for("the mark on the route", LONG, || {
             let said = lab.router.route("198.51.100.1/32")?;
             ensure!(said.contains(mark), "{said}");
             Ok(())
         });
-        lab.wait_kernel("the withdrawal", &[]);
+        lab.wait_installed("the withdrawal", &[]);
         assert!(start.elapsed() >= wait, "{:?}", start.elapsed());
     }
 
@@ -294,7 +322,7 @@ mod steps {
             restarting(false),
             routes(&["198.51.100.1/32", "198.51.100.2/32"]),
         );
-        lab.wait_kernel("both routes", &[FOUR, "198.51.100.2"]);
+        lab.wait_installed("both routes", &[FOUR, "198.51.100.2"]);
         wait_status(&peer, "the capability", |status| status.graceful_restart);
         lab.runtime.block_on(peer.stop(StopReason::Restart));
         wait_for("the end of the session at the router", LONG, || {
@@ -307,11 +335,14 @@ mod steps {
                         || all.contains("neighbor: graceful restart")
                         || all.contains("graceful restart")
                 }
+                Kind::Gobgp => said.contains("S*>"),
+                Kind::OpenBgpd => said.contains("stale"),
+                Kind::Exabgp => bail!("keeps nothing"),
             };
             ensure!(stale, "{said}");
             Ok(())
         });
-        let kept = lab.kernel().unwrap();
+        let kept = lab.installed().unwrap();
         assert_eq!(
             kept.len(),
             2,
@@ -320,7 +351,7 @@ mod steps {
         // One of them is no longer wanted after the restart.
         let peer = lab.spawn(restarting(true), routes(&["198.51.100.1/32"]));
         wait_established(&peer);
-        lab.wait_kernel("End-of-RIB took the stale one", &[FOUR]);
+        lab.wait_installed("End-of-RIB took the stale one", &[FOUR]);
     }
 
     pub(super) fn hard_reset(kind: Kind) {
@@ -331,20 +362,23 @@ mod steps {
             resumed: false,
         });
         let peer = lab.spawn(config, routes(&["198.51.100.1/32"]));
-        lab.wait_kernel("the route", &[FOUR]);
+        lab.wait_installed("the route", &[FOUR]);
         wait_status(&peer, "the capability", |status| status.graceful_restart);
         let start = Instant::now();
         lab.runtime
             .block_on(peer.stop(StopReason::AdministrativeShutdown(None)));
-        lab.wait_kernel("no route", &[]);
+        lab.wait_installed("no route", &[]);
         assert!(
             start.elapsed() < Duration::from_secs(50),
             "it waited for us"
         );
         let said = lab.router.session().unwrap();
-        let words = match (kind, kind.takes_hard_resets()) {
-            (Kind::Frr, true) => "\"lastNotificationHardReset\":true",
-            _ => "Administrative shutdown",
+        let words = match kind {
+            Kind::Frr => "\"lastNotificationHardReset\":true",
+            Kind::Bird => "Administrative shutdown",
+            Kind::Gobgp => "\"Code\":6,\"Subcode\":9",
+            Kind::OpenBgpd => "administratively down",
+            Kind::Exabgp => "Administrative Shutdown",
         };
         assert!(said.contains(words), "{words} in {said}");
     }
@@ -356,7 +390,7 @@ mod steps {
         };
         let lab = Lab::new(kind, &session);
         let peer = lab.spawn(config(&session), routes(&["198.51.100.1/32"]));
-        lab.wait_kernel("the route", &[FOUR]);
+        lab.wait_installed("the route", &[FOUR]);
         assert_eq!(
             wait_established(&peer).hold_time,
             Some(Duration::from_secs(3))
@@ -371,13 +405,13 @@ mod steps {
         let status = wait_status(&peer, "the end", |s| s.state != State::Established);
         let reason = status.last_error.unwrap();
         assert!(reason.contains("hold timer expired"), "{reason}");
-        lab.wait_kernel("its hold timer too", &[]);
+        lab.wait_installed("its hold timer too", &[]);
     }
 
     pub(super) fn shutdown_communication(kind: Kind) {
         let lab = Lab::new(kind, &Session::PLAIN);
         let peer = lab.spawn(config(&Session::PLAIN), routes(&["198.51.100.1/32"]));
-        lab.wait_kernel("the route", &[FOUR]);
+        lab.wait_installed("the route", &[FOUR]);
         let text = Some("node n1 is drained".to_owned());
         lab.runtime
             .block_on(peer.stop(StopReason::AdministrativeShutdown(text)));
@@ -409,11 +443,11 @@ mod steps {
         config.password = Some(Password::new("correct"));
         let peer = lab.spawn(config, routes(&["198.51.100.1/32"]));
         listener.attach(&peer).unwrap();
-        lab.wait_kernel("the route", &[FOUR]);
+        lab.wait_installed("the route", &[FOUR]);
         listener.detach(session.router().parse().unwrap());
         lab.runtime
             .block_on(peer.stop(StopReason::PeerDeconfigured));
-        lab.wait_kernel("none", &[]);
+        lab.wait_installed("none", &[]);
     }
 
     pub(super) fn both_connect_at_once(kind: Kind) {
@@ -427,10 +461,11 @@ mod steps {
             let peer = lab.spawn(config(&session), routes(&["198.51.100.1/32"]));
             listener.attach(&peer).unwrap();
             wait_established(&peer);
-            lab.wait_kernel(&format!("the route in round {round}"), &[FOUR]);
+            lab.wait_installed(&format!("the route in round {round}"), &[FOUR]);
             lab.runtime
                 .block_on(peer.stop(StopReason::ConfigurationChange));
-            lab.wait_kernel("none", &[]);
+            lab.wait_installed("none", &[]);
+            lab.router.end_pause();
         }
     }
 
@@ -447,7 +482,7 @@ mod steps {
         let peer = lab.spawn(config(&session), all.collect());
         wait_status(&peer, "all sent", |status| status.prefixes_sent == 2000);
         wait_for("all in the router's kernel", LONG, || {
-            let count = lab.kernel()?.len();
+            let count = lab.installed()?.len();
             ensure!(count == 2000, "{count}");
             Ok(())
         });

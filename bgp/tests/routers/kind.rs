@@ -1,12 +1,18 @@
 //! The routers: how each is configured, and what it says.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Result;
 use bellrock_e2e::bird::Bird;
+use bellrock_e2e::exabgp::Exabgp;
 use bellrock_e2e::frr::Frr;
+use bellrock_e2e::gobgp::Gobgp;
 use bellrock_e2e::netns::Netns;
+use bellrock_e2e::openbgpd::OpenBgpd;
+use serde_json::Value;
 
+use crate::configs;
 use crate::setup::{NODE, NODE_V6, ROUTER, ROUTER_V6};
 
 /// What a router is told about the one session.
@@ -54,37 +60,105 @@ impl Session {
 pub(crate) enum Kind {
     Frr,
     Bird,
+    Gobgp,
+    OpenBgpd,
+    Exabgp,
 }
 
 /// A running one.
 pub(crate) enum Router {
     Frr(Frr),
     Bird(Bird),
+    Gobgp(Gobgp),
+    OpenBgpd(OpenBgpd),
+    Exabgp(Exabgp),
 }
 
 impl Kind {
-    pub(crate) fn start(self, ns: &Netns, session: &Session) -> Router {
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Frr,
+        Self::Bird,
+        Self::Gobgp,
+        Self::OpenBgpd,
+        Self::Exabgp,
+    ];
+
+    /// Its name and version.
+    pub(crate) const fn title(self) -> &'static str {
         match self {
-            Self::Frr => Router::Frr(Frr::start(ns, &frr_config(session)).unwrap()),
-            Self::Bird => Router::Bird(Bird::start(ns, &bird_config(session)).unwrap()),
+            Self::Frr => "FRR 8.4",
+            Self::Bird => "BIRD 2.0",
+            Self::Gobgp => "GoBGP 4.8",
+            Self::OpenBgpd => "OpenBGPD 7.7",
+            Self::Exabgp => "ExaBGP 4.2",
         }
     }
 
-    /// Whether it speaks RFC 8538: FRR does since 8.3, BIRD 2.0 does not.
-    pub(crate) fn takes_hard_resets(self) -> bool {
-        self == Self::Frr
+    pub(crate) fn start(self, ns: &Netns, session: &Session) -> Router {
+        match self {
+            Self::Frr => Router::Frr(Frr::start(ns, &configs::frr(session)).unwrap()),
+            Self::Bird => Router::Bird(Bird::start(ns, &configs::bird(session)).unwrap()),
+            Self::Gobgp => Router::Gobgp(Gobgp::start(ns, &configs::gobgp(session)).unwrap()),
+            Self::OpenBgpd => {
+                Router::OpenBgpd(OpenBgpd::start(ns, &configs::openbgpd(session)).unwrap())
+            }
+            Self::Exabgp => {
+                let text = configs::exabgp(session);
+                Router::Exabgp(Exabgp::start(ns, session.router(), &text).unwrap())
+            }
+        }
+    }
+
+    /// Whether it puts its routes into the kernel.
+    pub(crate) fn has_kernel(self) -> bool {
+        matches!(self, Self::Frr | Self::Bird)
     }
 }
 
 impl Router {
     /// All that it says about a route.
     pub(crate) fn route(&self, prefix: &str) -> Result<String> {
+        let v6 = prefix.contains(':');
         match self {
             Self::Frr(frr) => {
-                let family = if prefix.contains(':') { "ipv6" } else { "ipv4" };
+                let family = if v6 { "ipv6" } else { "ipv4" };
                 frr.vtysh(&format!("show bgp {family} unicast {prefix}"))
             }
             Self::Bird(bird) => bird.birdc(&format!("show route {prefix} all")),
+            Self::Gobgp(gobgp) => gobgp.gobgp(&format!("global rib {}", family_of(v6))),
+            Self::OpenBgpd(openbgpd) => openbgpd.bgpctl(&format!("show rib detail {prefix}")),
+            Self::Exabgp(exabgp) => {
+                let heard = exabgp.heard()?.into_iter().map(|event| event.to_string());
+                let of = |event: &String| event.contains(prefix);
+                Ok(heard.filter(of).collect::<Vec<_>>().join("\n"))
+            }
+        }
+    }
+
+    /// The routes that it has accepted, where they are not in the kernel.
+    pub(crate) fn table(&self) -> Result<BTreeSet<String>> {
+        match self {
+            Self::Frr(_) | Self::Bird(_) => unreachable!("look into the kernel"),
+            Self::Gobgp(gobgp) => {
+                let mut all = BTreeSet::new();
+                for v6 in [false, true] {
+                    // It says null where there is none.
+                    let table = gobgp.json(&format!("global rib {}", family_of(v6)))?;
+                    all.extend(
+                        table
+                            .as_object()
+                            .into_iter()
+                            .flat_map(|t| t.keys().cloned()),
+                    );
+                }
+                Ok(all)
+            }
+            Self::OpenBgpd(openbgpd) => {
+                let table = openbgpd.json("show rib selected")?;
+                let routes = table["rib"].as_array().into_iter().flatten();
+                Ok(routes.filter_map(|route| text(&route["prefix"])).collect())
+            }
+            Self::Exabgp(exabgp) => exabgp.routes(),
         }
     }
 
@@ -97,88 +171,46 @@ impl Router {
             Self::Bird(bird) => {
                 bird.birdc("show protocols all node")? + &std::fs::read_to_string(bird.log())?
             }
+            Self::Gobgp(gobgp) => gobgp.log(),
+            Self::OpenBgpd(openbgpd) => openbgpd.bgpctl("show neighbor")? + &openbgpd.log(),
+            Self::Exabgp(exabgp) => {
+                let heard = exabgp.heard()?.into_iter().map(|event| event.to_string());
+                heard.collect::<Vec<_>>().join("\n")
+            }
         })
     }
 
     /// Asks us for everything again.
     pub(crate) fn refresh(&self) {
         match self {
-            Self::Frr(frr) => frr.vtysh("clear bgp ipv4 unicast * in"),
-            Self::Bird(bird) => bird.birdc("reload in node"),
+            Self::Frr(frr) => frr.vtysh("clear bgp ipv4 unicast * in").map(drop),
+            Self::Bird(bird) => bird.birdc("reload in node").map(drop),
+            Self::Gobgp(_) => unreachable!("it cannot"),
+            Self::OpenBgpd(openbgpd) => openbgpd
+                .bgpctl(&format!("neighbor {NODE} refresh"))
+                .map(drop),
+            Self::Exabgp(exabgp) => exabgp.command(&format!(
+                "neighbor {NODE} announce route-refresh ipv4 unicast"
+            )),
         }
         .unwrap();
     }
+
+    /// Ends the pause that it makes after the end of a session. That of
+    /// OpenBGPD is 30 s, and twice as long each time.
+    pub(crate) fn end_pause(&self) {
+        if let Self::OpenBgpd(openbgpd) = self {
+            openbgpd.bgpctl(&format!("neighbor {NODE} up")).unwrap();
+        }
+    }
 }
 
-pub(crate) fn frr_config(session: &Session) -> String {
-    let node = session.node();
-    let mut text = format!(
-        "router bgp 64513\n bgp router-id {ROUTER}\n no bgp ebgp-requires-policy\n \
-         neighbor {node} remote-as 64512\n neighbor {node} {}\n \
-         neighbor {node} timers {} {}\n",
-        if session.connects {
-            "timers connect 1"
-        } else {
-            "passive"
-        },
-        session.hold / 3,
-        session.hold
-    );
-    if let Some(password) = session.password {
-        text += &format!(" neighbor {node} password {password}\n");
-    }
-    if session.ttl_security {
-        text += &format!(" neighbor {node} ttl-security hops 1\n");
-    }
-    if session.ipv6_next_hop {
-        text += &format!(" neighbor {node} capability extended-nexthop\n");
-    }
-    for (family, on) in [("ipv4", session.ipv4), ("ipv6", session.ipv6)] {
-        let no = if on { "" } else { "no " };
-        text += &format!(
-            " address-family {family} unicast\n  {no}neighbor {node} activate\n \
-             exit-address-family\n"
-        );
-    }
-    text + "exit\n"
+fn family_of(v6: bool) -> &'static str {
+    if v6 { "-a ipv6" } else { "-a ipv4" }
 }
 
-pub(crate) fn bird_config(session: &Session) -> String {
-    let (node, router) = (session.node(), session.router());
-    let mut text = format!(
-        "router id {ROUTER};\nprotocol device {{}}\n\
-         protocol kernel {{ ipv4 {{ import none; export all; }}; }}\n\
-         protocol kernel {{ ipv6 {{ import none; export all; }}; }}\n\
-         protocol bgp node {{\n local {router} as 64513;\n neighbor {node} as 64512;\n \
-         {} hold time {};\n",
-        if session.connects {
-            "connect delay time 1; connect retry time 1; error wait time 1, 1;"
-        } else {
-            "passive;"
-        },
-        session.hold
-    );
-    if let Some(password) = session.password {
-        text += &format!(" password \"{password}\";\n");
-    }
-    if session.ttl_security {
-        text += " ttl security on;\n";
-    }
-    if session.extended {
-        text += " enable extended messages on;\n";
-    }
-    let next_hop = if session.ipv6_next_hop {
-        " extended next hop on;"
-    } else {
-        ""
-    };
-    if session.ipv4 {
-        text += &format!(" ipv4 {{ import all; export none;{next_hop} }};\n");
-    }
-    if session.ipv6 {
-        text += " ipv6 { import all; export none; };\n";
-    }
-    text + "}\n"
+fn text(value: &Value) -> Option<String> {
+    value.as_str().map(str::to_owned)
 }
 
 /// Deadline of what takes long on a busy machine.

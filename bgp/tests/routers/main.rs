@@ -8,6 +8,7 @@
 
 #[macro_use]
 mod features;
+mod configs;
 mod kind;
 mod setup;
 mod table;

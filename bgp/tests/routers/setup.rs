@@ -17,6 +17,7 @@ pub(crate) const ROUTER_V6: &str = "2001:db8::1";
 
 pub(crate) struct Lab {
     pub(crate) runtime: Runtime,
+    kind: Kind,
     pub(crate) router: Router,
     pub(crate) ground: Netns,
     pub(crate) node: Netns,
@@ -45,6 +46,7 @@ impl Lab {
         }
         Self {
             runtime: runtime_in(&node),
+            kind,
             router: kind.start(&ground, session),
             ground,
             node,
@@ -56,8 +58,19 @@ impl Lab {
         Peer::spawn(config, routes).unwrap()
     }
 
-    /// The BGP routes in the router's kernel.
-    pub(crate) fn kernel(&self) -> Result<BTreeSet<String>> {
+    /// The routes of ours that the router uses: those in its kernel, where it
+    /// puts any there. A single address is written without its length.
+    pub(crate) fn installed(&self) -> Result<BTreeSet<String>> {
+        if !self.kind.has_kernel() {
+            let table = self.router.table()?;
+            let short = |prefix: &String| {
+                let single = prefix
+                    .strip_suffix("/32")
+                    .or_else(|| prefix.strip_suffix("/128"));
+                single.unwrap_or(prefix).to_owned()
+            };
+            return Ok(table.iter().map(short).collect());
+        }
         let text = self.ground.sh("ip -o route show; ip -o -6 route show")?;
         Ok(text
             .lines()
@@ -66,10 +79,10 @@ impl Lab {
             .collect())
     }
 
-    pub(crate) fn wait_kernel(&self, what: &str, prefixes: &[&str]) {
+    pub(crate) fn wait_installed(&self, what: &str, prefixes: &[&str]) {
         let wanted: BTreeSet<String> = prefixes.iter().map(|p| (*p).to_owned()).collect();
         wait_for(what, LONG, || {
-            let have = self.kernel()?;
+            let have = self.installed()?;
             ensure!(have == wanted, "{have:?}");
             Ok(())
         });
