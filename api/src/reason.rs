@@ -129,6 +129,7 @@ reasons! {
         ForwardPolicyDrop: "A chain of another table drops forwarded packets that none of its rules accepts; see that a rule there accepts traffic to pods, as many network plugins do.",
         DockerRules: "Docker's rules filter what this node forwards, traffic to pods too; let it pass in the chain DOCKER-USER, or run no Docker there.",
         KubeProxyMissing: "Forwarding is left to kube-proxy, and none was found on this node; start it, or set forwarding to nftables.",
+        TableChanged: "Something else changed or removed the table inet bellrock, and the speaker put it back; find what does so, such as a firewall that flushes all rules, and stop it.",
         HealthCheckPortTaken: "Another process holds the healthCheckNodePort of a Service, so balancers do not hear how many endpoints the node has; the message names it.",
     }
 }

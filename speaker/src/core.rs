@@ -2,6 +2,8 @@
 //!
 //! What to do, and in which order, is [`Turn`]'s; this is the wiring.
 
+mod looks;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -20,23 +22,20 @@ use crate::apply::l2::L2;
 use crate::cluster::PeerPassword;
 use crate::health_check::HealthChecks;
 use crate::plan::{self, Settings};
-use crate::routes::{self, Routes};
+use crate::routes::Routes;
 use crate::status::{Recorder, View};
-use crate::surroundings::{self, KubeProxy};
+use crate::surroundings::KubeProxy;
 use crate::turn::{Forward, Step, Turn};
 use crate::uninstall::Installation;
 use crate::watch::{Kind, Update};
 
 /// How many updates one turn takes in before it plans.
 const UPDATES_PER_TURN: usize = 4096;
-/// How often the forwarding table is checked for foreign changes and failed
-/// work is tried again.
+/// How often failed work is tried again, and the rest is looked at.
 const TICK: Duration = Duration::from_secs(1);
-/// Ticks between two looks at what changes without an event: routes to peers,
-/// gateways, the pictures of the segment and the sessions.
-const LOOK: u32 = 5;
-/// Ticks between two tries of what the kernel refused.
-const RETRY: u32 = 30;
+/// How often the forwarding table is checked for foreign changes: somebody who
+/// flushes it costs its connections no more than they make good themselves.
+const CHECK: Duration = Duration::from_millis(250);
 /// How long the successor has to take over before the process ends anyway.
 const SHUTDOWN: Duration = Duration::from_secs(2);
 
@@ -75,6 +74,7 @@ pub struct Core {
     health_checks: HealthChecks,
     /// What may keep traffic from arriving.
     warnings: Vec<(NodeReason, String)>,
+    touched: looks::Touched,
     forwarding_error: Option<String>,
     invalid: BTreeMap<(Kind, String), String>,
     /// What the routing table says about sessions that are not up.
@@ -96,6 +96,7 @@ impl Core {
             bgp: Bgp::at(&edges.bgp_listen),
             health_checks: HealthChecks::default(),
             warnings: Vec::new(),
+            touched: looks::Touched::default(),
             edges,
             forwarding_error: None,
             invalid: BTreeMap::new(),
@@ -117,9 +118,9 @@ impl Core {
         let mut batch = Vec::with_capacity(UPDATES_PER_TURN);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut check = tokio::time::interval(CHECK);
+        check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut ticks: u32 = 0;
-        // What there is besides us must be known before the first turn.
-        self.look_around().await;
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -143,9 +144,17 @@ impl Core {
                     ticks = ticks.wrapping_add(1);
                     self.tick(ticks).await?;
                 }
+                _ = check.tick(), if self.turn.adopted() && self.forwards() => {
+                    self.check_table().await;
+                }
             }
             if self.waiting.is_empty() && self.turn.is_due() {
                 let adopted = self.turn.adopted();
+                if !adopted {
+                    // What there is besides us must be known before anything
+                    // is announced or taken over.
+                    self.look_around().await;
+                }
                 self.make_turn().await?;
                 if self.turn.adopted() != adopted {
                     self.show().await;
@@ -224,10 +233,19 @@ impl Core {
         if !begun.forward.is_empty() {
             self.forward(begun.forward).await?;
         }
-        self.health_checks
-            .set_healthy(self.turn.adopted() && self.forwarding_error.is_none());
+        self.show_health();
         self.bgp.flush().await;
         Ok(())
+    }
+
+    /// The table is ours to keep.
+    fn forwards(&self) -> bool {
+        self.settings.forwarding == plan::Forwarding::Nftables
+    }
+
+    fn show_health(&self) {
+        self.health_checks
+            .set_healthy(self.turn.adopted() && self.forwarding_error.is_none());
     }
 
     async fn forward(&mut self, forward: Forward) -> Result<()> {
@@ -242,8 +260,7 @@ impl Core {
             // Each Service has elements of its own in the table: with fewer
             // new ones than Services, some were there. What others forward
             // goes on without us.
-            let others = self.settings.forwarding != plan::Forwarding::Nftables;
-            if others || report.elements_added < report.programmed {
+            if !self.forwards() || report.elements_added < report.programmed {
                 self.bgp.set_resumed();
             }
             self.bgp.set_peers(self.turn.cluster(), &self.me).await;
@@ -311,98 +328,6 @@ impl Core {
         }
     }
 
-    async fn tick(&mut self, ticks: u32) -> Result<()> {
-        self.edges.forwarding.check_alive()?;
-        self.bgp.listen();
-        let ours = self.settings.forwarding == plan::Forwarding::Nftables;
-        if self.turn.adopted() && (ours || ticks.is_multiple_of(LOOK)) {
-            self.check_table().await;
-        }
-        if ticks.is_multiple_of(RETRY) {
-            self.turn.retry();
-        }
-        if ticks % LOOK == 1 {
-            self.look_at_routes().await;
-            self.look_around().await;
-            self.stale = true;
-        }
-        if std::mem::take(&mut self.stale) {
-            self.show().await;
-        }
-        Ok(())
-    }
-
-    async fn check_table(&mut self) {
-        match self.edges.forwarding.check().await {
-            Ok(report) if report.batches > 0 => {
-                tracing::warn!("the nftables table was changed by somebody else; put back");
-                let steps = self.turn.confirm(Forward::default(), Ok(&report.refused));
-                self.apply(steps);
-            }
-            Ok(_) => {}
-            Err(error) => self.forwarding_error = Some(format!("{error:#}")),
-        }
-    }
-
-    async fn look_at_routes(&mut self) {
-        match self.edges.routes.gateways().await {
-            Ok(mut addresses) => {
-                addresses.extend(self.settings.protected.iter().copied());
-                self.turn.protect(addresses);
-            }
-            Err(error) => tracing::debug!(error = format!("{error:#}"), "gateways not known"),
-        }
-        self.hints.clear();
-        for (name, (address, status)) in self.bgp.status() {
-            let multihop = self.turn.cluster().peers.get(&name).is_some_and(|peer| {
-                // Peers of our own AS may be any number of hops away.
-                peer.multihop || peer.peer_asn.is_internal(peer.local_asn)
-            });
-            if status.state == bellrock_bgp::State::Established {
-                continue;
-            }
-            match self.edges.routes.to(address).await {
-                Ok(route) => {
-                    if let Some(hint) = routes::hint(route, multihop) {
-                        self.hints.insert(name, hint);
-                    }
-                }
-                Err(error) => {
-                    tracing::debug!(peer = name, error = format!("{error:#}"), "no route known");
-                }
-            }
-        }
-    }
-
-    async fn look_around(&mut self) {
-        let handle = Arc::clone(self.edges.l2.handle());
-        let segment = tokio::task::spawn_blocking(move || handle.snapshot()).await;
-        let interfaces = segment.unwrap_or_default().interfaces.into_keys().collect();
-        let found = match surroundings::look(&self.edges.routes, interfaces).await {
-            Ok(found) => found,
-            Err(error) => {
-                let error = format!("{error:#}");
-                tracing::warn!(error, "the node's surroundings are not known");
-                return;
-            }
-        };
-        let addresses = &self.turn.cluster().virtual_ips;
-        let (surroundings, mut warnings) = surroundings::judge(
-            &found,
-            self.edges.kube_proxy,
-            self.turn.settings(),
-            |address| addresses.contains_key(address),
-        );
-        warnings.extend(self.health_checks.taken());
-        for (reason, words) in &warnings {
-            if !self.warnings.iter().any(|(_, known)| known == words) {
-                tracing::warn!(reason = reason.as_str(), words, "{}", reason.sentence());
-            }
-        }
-        self.warnings = warnings;
-        self.turn.surround(surroundings);
-    }
-
     /// Names the Secrets that this node's peers need.
     fn read_secrets(&self) {
         let cluster = self.turn.cluster();
@@ -437,7 +362,11 @@ impl Core {
             waiting: self.waiting.clone(),
             services: self.turn.carried(),
             forwarding_error: self.forwarding_error.clone(),
-            warnings: self.warnings.clone(),
+            warnings: self
+                .touched
+                .warning()
+                .chain(self.warnings.clone())
+                .collect(),
             refused: self.turn.refused().clone(),
             invalid: self.invalid.clone(),
             unusable_peers: self.bgp.refused(),

@@ -84,17 +84,25 @@ impl HealthChecks {
             Some(check) => self.checks.insert(service.clone(), check),
             None => self.checks.remove(service),
         };
-        if let Some(before) =
-            before.filter(|before| check.is_none_or(|now| now.port != before.port))
-        {
+        let left = before.filter(|before| check.is_none_or(|now| now.port != before.port));
+        if let Some(before) = left {
             for address in self.listen.clone() {
                 self.close(SocketAddr::new(address, before.port));
             }
+            // Another Service may have been given the port already.
+            let heirs = self.checks.clone().into_iter();
+            for (heir, check) in heirs.filter(|(_, check)| check.port == before.port) {
+                self.serve_everywhere(&heir, check);
+            }
         }
         if let Some(check) = check {
-            for address in self.listen.clone() {
-                self.serve(address, service, check);
-            }
+            self.serve_everywhere(service, check);
+        }
+    }
+
+    fn serve_everywhere(&mut self, service: &ServiceKey, check: HealthCheck) {
+        for address in self.listen.clone() {
+            self.serve(address, service, check);
         }
     }
 

@@ -115,6 +115,21 @@ async fn ports_open_follow_their_service_and_close() {
 }
 
 #[tokio::test]
+async fn a_port_that_passes_to_another_service_is_answered_for_that_one() {
+    let mut checks = HealthChecks::default();
+    checks.set_healthy(true);
+    checks.listen_on(&[HOST].into());
+    let (port, heir) = (free_port(), ServiceKey::new("default", "heir"));
+    checks.set(&key(), check(port, 1));
+    // Its new owner is heard of first.
+    checks.set(&heir, check(port, 2));
+    checks.set(&key(), None);
+    ask(port, says("200", 2)).await;
+    checks.set(&heir, None);
+    ask(port, Result::is_err).await;
+}
+
+#[tokio::test]
 async fn a_port_that_another_process_holds_is_told_and_taken_when_it_is_free() {
     let holder = std::net::TcpListener::bind((HOST, 0)).unwrap();
     let port = holder.local_addr().unwrap().port();
