@@ -233,9 +233,20 @@ impl Lab {
         Ok(speaker)
     }
 
+    /// Starts another speaker of a node beside the one that is there, as a
+    /// rollout does, and waits likewise. Each that runs has its own `number`.
+    pub fn start_next_speaker(&self, node: &str, number: u32) -> Result<Workload> {
+        let speaker = self.launch_speaker_as(&format!("speaker-{node}-{number}"), node)?;
+        speaker.wait_ready()?;
+        Ok(speaker)
+    }
+
     fn launch_speaker(&self, node: &str) -> Result<Workload> {
-        let pod = self.installed()?.speaker;
-        self.launch(&format!("speaker-{node}"), node, Some(node), &pod)
+        self.launch_speaker_as(&format!("speaker-{node}"), node)
+    }
+
+    fn launch_speaker_as(&self, name: &str, node: &str) -> Result<Workload> {
+        self.launch(name, node, Some(node), &self.installed()?.speaker)
     }
 
     /// Starts the controller and every node's speaker.

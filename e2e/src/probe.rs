@@ -29,14 +29,60 @@ pub struct Answer {
 
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// By what the echo server is asked.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum By {
+    /// HTTP, on a TCP connection of its own.
+    Tcp,
+    /// One UDP datagram.
+    Udp,
+}
+
+/// What becomes of a question.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Outcome {
+    /// A pod answered.
+    Answered(Answer),
+    /// Somebody said that nobody serves there; or the caller's own node did
+    /// not let the question out.
+    Refused,
+    /// The question, or its answer, got lost.
+    Lost,
+}
+
+/// Asks once from `ns`. An error is an answer of somebody who is not the echo
+/// server.
+pub fn ask(ns: &Netns, by: By, server: SocketAddr, patience: Duration) -> Result<Outcome> {
+    let result = ns.run(|| match by {
+        By::Tcp => http_here(server, patience),
+        By::Udp => udp_here(server, patience),
+    })?;
+    let error = match result {
+        Ok(answer) => return Ok(Outcome::Answered(answer)),
+        Err(error) => error,
+    };
+    match error.downcast_ref::<io::Error>().map(io::Error::kind) {
+        Some(io::ErrorKind::ConnectionRefused | io::ErrorKind::PermissionDenied) => {
+            Ok(Outcome::Refused)
+        }
+        Some(
+            io::ErrorKind::TimedOut
+            | io::ErrorKind::WouldBlock
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable,
+        ) => Ok(Outcome::Lost),
+        _ => Err(error),
+    }
+}
+
 /// One HTTP request from `ns` on a connection of its own; gives up after 2 s.
 pub fn http(ns: &Netns, server: SocketAddr) -> Result<Answer> {
-    ns.run(|| http_here(server))?
+    ns.run(|| http_here(server, PATIENCE))?
         .with_context(|| format!("HTTP from {} to {server}", ns.name()))
 }
 
-fn http_here(server: SocketAddr) -> Result<Answer> {
-    let (status, body) = request("GET", server, "/")?;
+fn http_here(server: SocketAddr, patience: Duration) -> Result<Answer> {
+    let (status, _, body) = exchange("GET", server, "/", patience)?;
     if status != 200 {
         bail!("status {status}: {body}");
     }
@@ -54,8 +100,20 @@ fn http_here(server: SocketAddr) -> Result<Answer> {
 
 /// One HTTP request in the namespace of the calling thread: status and body.
 pub fn request(method: &str, server: SocketAddr, path: &str) -> Result<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&server, PATIENCE).context("connect")?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    let (status, _, body) = exchange(method, server, path, PATIENCE)?;
+    Ok((status, body))
+}
+
+/// One HTTP request in the namespace of the calling thread: status, head and
+/// body. Connecting and each part of the answer may take `patience`.
+pub fn exchange(
+    method: &str,
+    server: SocketAddr,
+    path: &str,
+    patience: Duration,
+) -> Result<(u16, String, String)> {
+    let mut stream = TcpStream::connect_timeout(&server, patience).context("connect")?;
+    stream.set_read_timeout(Some(patience))?;
     write!(
         stream,
         "{method} {path} HTTP/1.1\r\nHost: {server}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -66,19 +124,20 @@ pub fn request(method: &str, server: SocketAddr, path: &str) -> Result<(u16, Str
         .context("read the answer")?;
     let (head, body) = text.split_once("\r\n\r\n").context("no HTTP answer")?;
     let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
-    Ok((status.context("no HTTP status")?, body.to_owned()))
+    let status = status.context("no HTTP status")?;
+    Ok((status, head.to_owned(), body.to_owned()))
 }
 
 /// One UDP datagram from `ns` and its answer; gives up after 2 s.
 pub fn udp(ns: &Netns, server: SocketAddr) -> Result<Answer> {
-    ns.run(|| udp_here(server))?
+    ns.run(|| udp_here(server, PATIENCE))?
         .with_context(|| format!("UDP from {} to {server}", ns.name()))
 }
 
-fn udp_here(server: SocketAddr) -> Result<Answer> {
+fn udp_here(server: SocketAddr, patience: Duration) -> Result<Answer> {
     let socket = socket(server, 0)?;
     socket.set_nonblocking(false)?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(patience))?;
     socket.send(b"0")?;
     let mut buffer = [0; 512];
     let length = socket.recv(&mut buffer).context("no answer")?;
