@@ -72,12 +72,17 @@ image-check: image ## builds the image once more in another folder: the digests 
 	@image/check
 
 .PHONY: bench
-bench: bench-path bench-bgp ## all benchmarks
+bench: bench-path bench-bgp bench-flood ## all benchmarks
 
 .PHONY: bench-bgp
 bench-bgp: lab-tools ## BGP beside BIRD and FRR: packing, 100,000 routes, one change to the kernel, memory
 	@$(CARGO) build --release --locked --quiet -p bellrock-bgp --examples
 	@target/release/examples/bench
+
+.PHONY: bench-flood
+bench-flood: lab-tools ## a flood of 50,000 ARP requests a second: who is answered, memory, takeover
+	@$(CARGO) build --release --locked --quiet -p bellrock-arp --example flood
+	@target/release/examples/flood
 
 .PHONY: bench-path
 bench-path: lab-tools build ## the whole path in the lab: times to address and answer, memory, pulled cables

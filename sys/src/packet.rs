@@ -14,6 +14,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 
+use crate::netlink_buffers::grow_receive_buffer;
+
 /// A frame socket. Non-blocking. Needs `CAP_NET_RAW`.
 #[derive(Debug)]
 pub struct PacketSocket {
@@ -133,6 +135,13 @@ impl PacketSocket {
             join(&socket, index, *group)?;
         }
         Ok(Self { socket })
+    }
+
+    /// Makes room for `bytes` of waiting frames, the kernel's own part of each
+    /// included (some 700 bytes of a small one), or as near as the system's
+    /// limit lets it.
+    pub fn grow_receive_buffer(&self, bytes: usize) -> io::Result<()> {
+        grow_receive_buffer(self.socket.as_fd(), bytes).map(drop)
     }
 
     /// Whether this process may open packet sockets at all.

@@ -16,6 +16,10 @@ use crate::types::{Assignment, Event};
 /// The most frames read from one socket in one turn.
 const FRAMES_PER_TURN: usize = 256;
 
+/// Room for clients' frames: some thousands, so that a flood of requests that
+/// meets a thread which has to wait for its turn drops few of them.
+const BACKLOG: usize = 4 << 20;
+
 pub(super) struct Port {
     pub(super) interface: Interface,
     pub(super) segment: Segment,
@@ -38,11 +42,16 @@ impl Port {
 
     pub(super) fn open(interface: Interface, segment: Segment, ethertype: u16) -> io::Result<Self> {
         let index = interface.index;
+        let arp = PacketSocket::open(index, frame::ARP, &[])?;
         let all_nodes = group_mac(ALL_NODES).octets();
+        let ndp = PacketSocket::open_neighbour_discovery(index, &[all_nodes])?;
+        for socket in [&arp, &ndp] {
+            socket.grow_receive_buffer(BACKLOG)?;
+        }
         Ok(Self {
             own: PacketSocket::open(index, ethertype, &[frame::GROUP.octets()])?,
-            arp: PacketSocket::open(index, frame::ARP, &[])?,
-            ndp: PacketSocket::open_neighbour_discovery(index, &[all_nodes])?,
+            arp,
+            ndp,
             groups: Groups::new(index),
             interface,
             segment,
