@@ -27,8 +27,9 @@ use tokio::sync::mpsc;
 use self::port::{Errors, Port};
 
 use crate::MacAddr;
+use crate::config::Config;
 use crate::frame::Credentials;
-use crate::handle::{Config, Pending, Shared};
+use crate::handle::{Pending, Shared};
 use crate::links::{Interface, serving};
 use crate::ownership::{Input, Segment, SegmentConfig};
 use crate::time::Instant;

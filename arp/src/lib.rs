@@ -14,6 +14,7 @@
 //! This crate knows nothing of Kubernetes: addresses, nodes and their order
 //! come in by [`Handle::assign`].
 
+mod config;
 mod driver;
 pub mod frame;
 mod handle;
@@ -22,7 +23,8 @@ pub mod ownership;
 mod time;
 mod types;
 
-pub use handle::{Config, Error, EventReceiver, Handle, default_exclusions};
+pub use config::{Config, Error, default_exclusions};
+pub use handle::{EventReceiver, Handle};
 pub use pnet::util::MacAddr;
 pub use time::{Instant, Timers, TimersError};
 pub use types::{
