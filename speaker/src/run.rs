@@ -57,7 +57,7 @@ pub struct Args {
     /// EtherType of the speakers' own frames (hexadecimal)
     #[arg(long, default_value = "88b5", value_parser = ethertype)]
     pub ethertype: u16,
-    /// Do not answer ARP on interfaces whose names begin so (repeatable);
+    /// Do not answer on interfaces whose names begin so (repeatable);
     /// replaces the default list of container and tunnel interfaces
     #[arg(long, value_name = "PREFIX")]
     pub exclude_interface: Vec<String>,

@@ -4,8 +4,8 @@
 //! A socket bound to an EtherType is not asked about other frames at all, so
 //! forwarded traffic pays nothing for it; one bound to `ETH_P_ALL` would see,
 //! and make the kernel clone, every frame in both directions. Only a socket
-//! for Neighbour Discovery is asked about each IPv6 packet that comes in: two
-//! loads and two comparisons, before the packet is cloned. The kernel takes
+//! for Neighbour Discovery is asked about each IPv6 packet that comes in: for
+//! what is not ICMPv6 one load and one comparison, before the packet is cloned. The kernel takes
 //! the VLAN tag out of a frame before it looks for sockets, so a tagged frame
 //! reaches the VLAN's own interface, or nobody.
 
