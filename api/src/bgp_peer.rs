@@ -54,6 +54,8 @@ use crate::selectors;
 #[x_kube(validation = Rule::new("!self.ebgpMultiHop || !has(self.dynamicASN) || self.dynamicASN != 'internal'").message("ebgpMultiHop is for external peers: dynamicASN is internal"))]
 #[x_kube(validation = Rule::new("!has(self.localASN) || self.localASN != self.myASN").message("localASN must differ from myASN; leave it out to use myASN"))]
 #[x_kube(validation = Rule::new("!has(self.sourceAddress) || !has(self.peerAddress) || !isIP(self.sourceAddress) || !isIP(self.peerAddress) || ip(self.sourceAddress).family() == ip(self.peerAddress).family()").message("sourceAddress and peerAddress must be of one address family"))]
+#[x_kube(validation = Rule::new("!self.ebgpMultiHop || !has(self.ttlSecurityHops)").message("ttlSecurityHops says how far away the peer may be; leave out ebgpMultiHop"))]
+#[x_kube(validation = Rule::new("!has(self.role) || ((!has(self.peerASN) || self.peerASN != (has(self.localASN) ? self.localASN : self.myASN)) && (!has(self.dynamicASN) || self.dynamicASN != 'internal'))").message("role is for external peers"))]
 #[serde(rename_all = "camelCase")]
 pub struct BGPPeerSpec {
     /// AS number of this side.
@@ -154,6 +156,17 @@ pub struct BGPPeerSpec {
     #[serde(default)]
     pub ebgp_multi_hop: bool,
 
+    /// Take no packet of the session that has come over more than this many hops, and send so that the
+    /// peer can do the same (GTSM, RFC 5082): 1 for a peer on the segment. The peer must be told, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 254))]
+    pub ttl_security_hops: Option<u8>,
+
+    /// Role of this side toward an external peer (RFC 9234): the session comes up only if the peer, where
+    /// it has a role, has the one that fits, and routes carry the mark by which leaks are found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+
     /// Linux VRF device to hold the session in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 15), regex(pattern = r"^[^\s/]+$"))]
@@ -177,6 +190,21 @@ pub enum DynamicAsn {
     Internal,
     /// Any other than ours.
     External,
+}
+
+/// A side's role on a session between two AS: RFC 9234 section 3.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Sells transit to the peer.
+    Provider,
+    /// Redistributes routes among its clients.
+    RouteServer,
+    /// Client of a route server.
+    RouteServerClient,
+    /// Buys transit from the peer.
+    Customer,
+    /// Exchanges its own and its customers' routes.
+    Peer,
 }
 
 /// A Secret in the same namespace.

@@ -39,7 +39,7 @@ pub mod virtual_ip;
 pub use address::{AddressError, AddressRange, parse_virtual_ip_name, virtual_ip_name};
 pub use bfd_profile::{BFDProfile, BFDProfileSpec};
 pub use bgp_advertisement::{BGPAdvertisement, BGPAdvertisementSpec};
-pub use bgp_peer::{BGPPeer, BGPPeerSpec, DynamicAsn, SecretReference};
+pub use bgp_peer::{BGPPeer, BGPPeerSpec, DynamicAsn, Role, SecretReference};
 pub use community::{Community, CommunityAlias, CommunityError, CommunitySpec, CommunityValue};
 pub use crd::{crd_yaml, crds};
 pub use duration::{Duration, DurationError};

@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use bellrock_api::CommunityValue;
+use bellrock_bgp::message::Role;
 use bellrock_bgp::{Password, PeerAsn};
 use bellrock_forward::ServiceKey;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -114,6 +115,10 @@ pub struct Peer {
     pub connect_time: Option<Duration>,
     /// More than one hop away.
     pub multihop: bool,
+    /// At most so many hops away, and both sides see to it (GTSM, RFC 5082).
+    pub ttl_security: Option<u8>,
+    /// Our role toward it (RFC 9234).
+    pub role: Option<Role>,
     /// Both families on this one session, not just that of its addresses.
     pub dual_stack: bool,
     /// TCP MD5 password.
@@ -137,6 +142,8 @@ impl Peer {
             keepalive_time: None,
             connect_time: None,
             multihop: false,
+            ttl_security: None,
+            role: None,
             dual_stack: false,
             password: None,
             graceful_restart: false,

@@ -12,6 +12,7 @@ use std::time::Duration;
 use bellrock_api::{
     BGPAdvertisement, BGPPeer, Community, CommunityError, DynamicAsn, L2Advertisement, VirtualIP,
 };
+use bellrock_bgp::message::Role;
 use bellrock_bgp::{MAX_PASSWORD, Password, PeerAsn};
 use bellrock_forward::ServiceKey;
 use k8s_openapi::api::core::v1 as core;
@@ -241,6 +242,8 @@ fn parse_peer(object: &BGPPeer) -> Result<cluster::Peer, String> {
         keepalive_time,
         connect_time: spec.connect_time.map(seconds),
         multihop: spec.ebgp_multi_hop,
+        ttl_security: spec.ttl_security_hops,
+        role: spec.role.map(role),
         dual_stack: spec.dual_stack_address_family,
         password: match (&spec.password, &spec.password_secret) {
             (None, None) => None,
@@ -252,6 +255,16 @@ fn parse_peer(object: &BGPPeer) -> Result<cluster::Peer, String> {
         },
         graceful_restart: spec.enable_graceful_restart,
     })
+}
+
+fn role(role: bellrock_api::Role) -> Role {
+    match role {
+        bellrock_api::Role::Provider => Role::Provider,
+        bellrock_api::Role::RouteServer => Role::RouteServer,
+        bellrock_api::Role::RouteServerClient => Role::RouteServerClient,
+        bellrock_api::Role::Customer => Role::Customer,
+        bellrock_api::Role::Peer => Role::Peer,
+    }
 }
 
 /// A password that the kernel takes. What it says is in no message.

@@ -280,6 +280,8 @@ impl Bgp {
             config.connect_retry = retry;
         }
         config.multihop = peer.multihop;
+        config.ttl_security = peer.ttl_security;
+        config.role = peer.role;
         if peer.dual_stack {
             config.next_hop_v4 = first_v4.filter(|_| peer.address.is_ipv6());
             config.next_hop_v6 = first_v6.filter(|_| peer.address.is_ipv4());

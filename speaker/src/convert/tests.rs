@@ -48,6 +48,22 @@ fn the_local_as_stands_in_for_ours() {
 }
 
 #[test]
+fn distance_and_role_are_those_of_the_session() {
+    let plain = peer(&json!({})).unwrap();
+    assert_eq!((plain.ttl_security, plain.role), (None, None));
+    for (name, role) in [
+        ("Provider", Role::Provider),
+        ("RouteServer", Role::RouteServer),
+        ("RouteServerClient", Role::RouteServerClient),
+        ("Customer", Role::Customer),
+        ("Peer", Role::Peer),
+    ] {
+        let peer = peer(&json!({ "ttlSecurityHops": 1, "role": name })).unwrap();
+        assert_eq!((peer.ttl_security, peer.role), (Some(1), Some(role)));
+    }
+}
+
+#[test]
 fn what_this_release_does_not_do_is_refused_by_name() {
     for (field, value) in [("bfdProfile", json!("fast")), ("vrf", json!("red"))] {
         let message = peer(&json!({ field: value })).unwrap_err();

@@ -1,5 +1,5 @@
 //! Figures, beside other speakers of the same routes in the same run, as lines
-//! `bench: NAME VALUE UNIT`. Needs root, FRR and BIRD.
+//! `bench: NAME VALUE UNIT`. Needs root, FRR, BIRD and Go.
 //!
 //! ```text
 //! make bench-bgp
@@ -11,27 +11,28 @@
     reason = "a measurement reads the clock, prints, and fails loudly"
 )]
 
+mod changes;
+mod load;
+mod peers;
+
 use std::collections::BTreeMap;
-use std::fmt::Write;
-use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
-use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use bellrock_bgp::message::{Context, Family};
 use bellrock_bgp::rib::{AdjRibOut, RibSession};
-use bellrock_bgp::{Attributes, Peer, PeerAsn, PeerConfig, StopReason};
+use bellrock_bgp::{Attributes, Peer, PeerAsn, PeerConfig};
 use bellrock_e2e::bird::Bird;
-use bellrock_e2e::frr::Frr;
 use bellrock_e2e::netns::{Netns, veth};
+use changes::changes;
 use ipnet::IpNet;
+use load::{Speaker, load};
+use peers::flaps;
 use tokio::runtime::Runtime;
 
 const NODE: &str = "192.0.2.10";
 const ROUTER: &str = "192.0.2.1";
 const RUNS: usize = 5;
-const ROUTES: u32 = 100_000;
-const CHANGES: usize = 300;
 const DEADLINE: Duration = Duration::from_secs(120);
 
 fn main() {
@@ -47,15 +48,18 @@ fn main() {
     line("updates_10k_v4", updates(v4), "UPDATEs", 13.0);
     line("updates_10k_v6", updates(v6), "UPDATEs", 43.0);
 
-    let (mut ours, mut bird, mut frr) = (Vec::new(), Vec::new(), Vec::new());
+    let mut seconds = [const { Vec::new() }; 4];
     for _ in 0..RUNS {
-        ours.push(load(Speaker::Ours));
-        bird.push(load(Speaker::Bird));
-        frr.push(load(Speaker::Frr));
+        for (speaker, seconds) in Speaker::ALL.into_iter().zip(&mut seconds) {
+            seconds.push(load(speaker));
+        }
     }
-    let (ours, bird, frr) = (median(ours), median(bird), median(frr));
-    println!("100,000 routes: ours {ours:.3} s, BIRD {bird:.3} s, FRR {frr:.3} s");
+    let [ours, bird, gobgp, frr] = seconds.map(median);
+    println!(
+        "100,000 routes: ours {ours:.3} s, BIRD {bird:.3} s, GoBGP {gobgp:.3} s, FRR {frr:.3} s"
+    );
     line("routes_100k_vs_bird", ours / bird, "ratio", 1.5);
+    line("routes_100k_vs_gobgp", ours / gobgp, "ratio", 0.5);
     line("routes_100k_vs_frr", ours / frr, "ratio", 0.5);
 
     let (announce, withdraw) = changes();
@@ -64,6 +68,8 @@ fn main() {
 
     line("rss_idle_mb", resident(1), "MB", 6.0);
     line("rss_10k_mb", resident(10_000), "MB", 10.0);
+
+    line("peers_500_flaps", flaps(), "flaps", 0.0);
     assert!(missed.is_empty(), "missed: {missed:#?}");
 }
 
@@ -151,86 +157,6 @@ fn spawn(runtime: &Runtime, routes: BTreeMap<IpNet, Attributes>) -> Peer {
     Peer::spawn(config(), routes).unwrap()
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Speaker {
-    Ours,
-    Bird,
-    Frr,
-}
-
-/// Seconds from the session to the receiver's last route, the speaker's table
-/// loaded before.
-fn load(speaker: Speaker) -> f64 {
-    let (node, router) = ground();
-    match speaker {
-        Speaker::Ours => {
-            let receiver = receiver(&router, false);
-            let runtime = runtime_in(&node);
-            let routes = (0..ROUTES).map(|n| (v4(n), Attributes::default()));
-            let peer = spawn(&runtime, routes.collect());
-            let seconds = until_loaded(&receiver);
-            runtime.block_on(peer.stop(StopReason::PeerDeconfigured));
-            seconds
-        }
-        Speaker::Bird => {
-            let mut text = format!(
-                "router id {NODE};\nprotocol device {{}}\n\
-                 protocol bgp uplink {{\n disabled;\n local {NODE} as 64512;\n \
-                 neighbor {ROUTER} as 64513;\n connect delay time 1;\n \
-                 ipv4 {{ import none; export all; }};\n}}\nprotocol static {{\n ipv4;\n"
-            );
-            for n in 0..ROUTES {
-                writeln!(text, " route {} blackhole;", v4(n)).unwrap();
-            }
-            text += "}\n";
-            let sender = Bird::start(&node, &text).unwrap();
-            wait(|| {
-                sender
-                    .birdc("show route count")
-                    .unwrap()
-                    .contains("100000 of")
-            });
-            let receiver = receiver(&router, false);
-            sender.birdc("enable uplink").unwrap();
-            until_loaded(&receiver)
-        }
-        Speaker::Frr => {
-            let mut text = format!(
-                "router bgp 64512\n bgp router-id {NODE}\n no bgp ebgp-requires-policy\n \
-                 no bgp network import-check\n neighbor {ROUTER} remote-as 64513\n \
-                 neighbor {ROUTER} timers connect 1\n neighbor {ROUTER} shutdown\n \
-                 address-family ipv4 unicast\n"
-            );
-            for n in 0..ROUTES {
-                writeln!(text, "  network {}", v4(n)).unwrap();
-            }
-            text += " exit-address-family\nexit\n";
-            let sender = Frr::start(&node, &text).unwrap();
-            let receiver = receiver(&router, false);
-            let start = format!("router bgp 64512\n no neighbor {ROUTER} shutdown\nexit\n");
-            sender.apply(&start).unwrap();
-            until_loaded(&receiver)
-        }
-    }
-}
-
-fn until_loaded(receiver: &Bird) -> f64 {
-    wait(|| {
-        receiver
-            .birdc("show protocols node")
-            .unwrap()
-            .contains("Established")
-    });
-    let start = Instant::now();
-    wait(|| {
-        receiver
-            .birdc("show route count")
-            .unwrap()
-            .contains("100000 of")
-    });
-    start.elapsed().as_secs_f64()
-}
-
 fn wait(mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
@@ -247,63 +173,6 @@ impl Drop for Process {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// Milliseconds from one call to the peer's kernel, for announcements and for
-/// withdrawals.
-fn changes() -> (Vec<f64>, Vec<f64>) {
-    let (node, router) = ground();
-    let _receiver = receiver(&router, true);
-    let mut monitor = router
-        .command("ip")
-        .args(["-o", "monitor", "route"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let out = monitor.stdout.take().unwrap();
-    let _monitor = Process(monitor);
-    let (seen, events) = mpsc::channel();
-    std::thread::spawn(move || {
-        for line in BufReader::new(out).lines().map_while(Result::ok) {
-            if seen.send((Instant::now(), line)).is_err() {
-                return;
-            }
-        }
-    });
-    // It takes a moment until the monitor hears anything.
-    router.sh("ip link set lo up").unwrap();
-    wait(|| {
-        let line = "ip route replace 203.0.113.1 dev lo; ip route del 203.0.113.1 dev lo";
-        router.sh(line).unwrap();
-        events.try_recv().is_ok()
-    });
-    let runtime = runtime_in(&node);
-    let peer = spawn(&runtime, BTreeMap::new());
-    let mut status = peer.status();
-    wait(|| status.borrow_and_update().messages_sent.update >= 1);
-    let (mut announced, mut withdrawn) = (Vec::new(), Vec::new());
-    for n in 0..CHANGES {
-        let prefix = v4(u32::try_from(n).unwrap());
-        let name = prefix.addr().to_string();
-        for (times, attributes) in [
-            (&mut announced, Some(Attributes::default())),
-            (&mut withdrawn, None),
-        ] {
-            let gone = attributes.is_none();
-            let start = Instant::now();
-            runtime.block_on(peer.change(vec![(prefix, attributes)]));
-            let at = loop {
-                let (at, line) = events.recv_timeout(DEADLINE).unwrap();
-                let mut words = line.split_whitespace();
-                let deleted = line.starts_with("Deleted");
-                if deleted == gone && words.any(|word| word == name) {
-                    break at;
-                }
-            };
-            times.push((at - start).as_secs_f64() * 1000.0);
-        }
-    }
-    (announced, withdrawn)
 }
 
 /// Resident megabytes of the example `announce` with this many routes at one
