@@ -264,11 +264,20 @@ impl Table {
         Ok(changed)
     }
 
-    /// Removes the table and all second chances, if there are any.
+    /// Removes the table and all second chances, if there are any. The kernel
+    /// takes a table's hooks away one by one: a packet that still met the guard
+    /// and no translation would be refused, though kube-proxy has a way for it.
     pub(crate) fn remove(&mut self) -> Result<(), Error> {
         self.remove_chances()?;
-        if let There::Nothing = self.read()? {
-            return Ok(());
+        match self.read()? {
+            There::Nothing => return Ok(()),
+            There::Ours(_) => {
+                // If somebody touches the table just now, it goes all the same.
+                if self.send(Prelude::StepAside, &[]).is_ok() {
+                    wait_for_packets();
+                }
+            }
+            There::Different(_) => {}
         }
         match self.send(Prelude::Remove, &[]) {
             Ok(()) => Ok(()),

@@ -18,6 +18,7 @@ pub(crate) enum Kind {
     DelChain = 5,
     NewRule = 6,
     GetRule = 7,
+    DelRule = 8,
     NewSet = 9,
     GetSet = 10,
     NewSetElem = 12,

@@ -40,6 +40,9 @@ pub(crate) enum Prelude {
     Replace,
     /// The table learns to reject.
     Reject,
+    /// The table takes and refuses nothing any longer, and still masquerades
+    /// what it took.
+    StepAside,
     /// The table that is there goes, and nothing comes.
     Remove,
 }
@@ -92,6 +95,9 @@ pub(crate) fn batch(prelude: Prelude, ops: &[Op], mark: bool) -> Batch {
     }
     if prelude == Prelude::Reject {
         e.reject();
+    }
+    if prelude == Prelude::StepAside {
+        e.step_aside();
     }
     e.ops(ops);
     e.finish()
@@ -193,6 +199,16 @@ impl Encoder {
             for rule in chain.rules.iter().rev().skip(1) {
                 self.rule(chain.name, rule, 0);
             }
+        }
+    }
+
+    /// Empties the chains that packets come to before they are routed.
+    fn step_aside(&mut self) {
+        for chain in CHAINS.iter().filter(|chain| chain.is_early()) {
+            let m = self.start(Kind::DelRule, 0);
+            self.w.string(ATTR_RULE_TABLE, TABLE);
+            self.w.string(ATTR_RULE_CHAIN, chain.name);
+            self.w.end_message(m);
         }
     }
 

@@ -63,6 +63,13 @@ pub(crate) struct Chain<'a> {
     pub(crate) rules: Vec<Vec<Expr<'a>>>,
 }
 
+impl Chain<'_> {
+    /// Whether packets come to it before they are routed, or sent.
+    pub(crate) fn is_early(&self) -> bool {
+        self.hook.is_some_and(|hook| hook.number != POSTROUTING)
+    }
+}
+
 /// The fixed chains. Those that others go to come first.
 pub(crate) static CHAINS: LazyLock<Vec<Chain<'static>>> = LazyLock::new(|| {
     let chain = |name, rules| Chain {
