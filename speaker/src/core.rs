@@ -14,6 +14,7 @@ use bellrock_api::NodeReason;
 use bellrock_api::reason::AnnouncementReason as Reason;
 use bellrock_forward::{Report, ServiceKey};
 use tokio::sync::{mpsc, watch as channel};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::apply::bgp::Bgp;
@@ -33,9 +34,6 @@ use crate::watch::{Kind, Update};
 const UPDATES_PER_TURN: usize = 4096;
 /// How often failed work is tried again, and the rest is looked at.
 const TICK: Duration = Duration::from_secs(1);
-/// How often the forwarding table is checked for foreign changes: somebody who
-/// flushes it costs its connections no more than they make good themselves.
-const CHECK: Duration = Duration::from_millis(250);
 /// How long the successor has to take over before the process ends anyway.
 const SHUTDOWN: Duration = Duration::from_secs(2);
 
@@ -50,6 +48,8 @@ pub struct Edges {
     pub routes: Routes,
     /// Names of the Secrets that peers need; somebody else reads them.
     pub secrets: channel::Sender<BTreeSet<String>>,
+    /// Whether the speaker that this one replaces is still there.
+    pub another: channel::Receiver<bool>,
     /// What is said of kube-proxy on this node.
     pub kube_proxy: KubeProxy,
     /// Where BGP peers may connect to.
@@ -75,6 +75,10 @@ pub struct Core {
     /// What may keep traffic from arriving.
     warnings: Vec<(NodeReason, String)>,
     touched: looks::Touched,
+    /// When the speaker that this one replaces was last seen.
+    another: Option<Instant>,
+    /// kube-proxy's health port answered at the last look.
+    answers: bool,
     forwarding_error: Option<String>,
     invalid: BTreeMap<(Kind, String), String>,
     /// What the routing table says about sessions that are not up.
@@ -97,6 +101,8 @@ impl Core {
             health_checks: HealthChecks::default(),
             warnings: Vec::new(),
             touched: looks::Touched::default(),
+            another: None,
+            answers: false,
             edges,
             forwarding_error: None,
             invalid: BTreeMap::new(),
@@ -118,8 +124,6 @@ impl Core {
         let mut batch = Vec::with_capacity(UPDATES_PER_TURN);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut check = tokio::time::interval(CHECK);
-        check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut ticks: u32 = 0;
         loop {
             tokio::select! {
@@ -143,9 +147,6 @@ impl Core {
                 _ = tick.tick() => {
                     ticks = ticks.wrapping_add(1);
                     self.tick(ticks).await?;
-                }
-                _ = check.tick(), if self.turn.adopted() && self.forwards() => {
-                    self.check_table().await;
                 }
             }
             if self.waiting.is_empty() && self.turn.is_due() {

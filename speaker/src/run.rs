@@ -131,7 +131,9 @@ pub async fn run(args: Args) -> Result<()> {
     let client = Client::try_default().await.context("find the API server")?;
     let (view, viewed) = channel::channel(View::starting(&args.node_name));
     let mut tasks = JoinSet::new();
-    tasks.spawn(serve::serve(args.listen, viewed.clone(), stop.clone()));
+    let (beside, another) = channel::channel(false);
+    let server = serve::serve(args.listen, viewed.clone(), beside, stop.clone());
+    tasks.spawn(server);
     if let Some(path) = &args.health_socket {
         let listener = serve::listen(path)
             .with_context(|| format!("listen on the health socket {}", path.display()))?;
@@ -174,6 +176,7 @@ pub async fn run(args: Args) -> Result<()> {
         routes: Routes::open()?,
         secrets: wanted,
         kube_proxy: args.kube_proxy,
+        another,
         bgp_listen: args.bgp_listen,
         installation: installation.clone(),
         recorder,

@@ -47,13 +47,20 @@ pub(crate) async fn serve_socket(listener: UnixListener, view: Viewed, stop: Can
 }
 
 /// Serves until `stop`. A port that is taken is tried again: the speaker's
-/// work does not depend on it.
-pub(crate) async fn serve(listen: SocketAddr, view: Viewed, stop: CancellationToken) {
+/// work does not depend on it. `beside` hears whether it is taken, as by the
+/// speaker that this one replaces.
+pub(crate) async fn serve(
+    listen: SocketAddr,
+    view: Viewed,
+    beside: channel::Sender<bool>,
+    stop: CancellationToken,
+) {
     let listener = loop {
         match tokio::net::TcpListener::bind(listen).await {
             Ok(listener) => break listener,
             Err(error) => {
                 tracing::warn!(%listen, %error, "cannot serve health and metrics; trying again");
+                beside.send_replace(true);
             }
         }
         tokio::select! {
@@ -61,6 +68,7 @@ pub(crate) async fn serve(listen: SocketAddr, view: Viewed, stop: CancellationTo
             () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {}
         }
     };
+    beside.send_replace(false);
     let server = axum::serve(listener, router(view)).with_graceful_shutdown(stop.cancelled_owned());
     if let Err(error) = server.await {
         tracing::warn!(%error, "health and metrics ended");

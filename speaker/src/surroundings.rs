@@ -48,6 +48,8 @@ pub(crate) struct Found {
     pub(crate) chains: Vec<Chain>,
     /// kube-proxy answers at its health port.
     pub(crate) health_port: bool,
+    /// It did at the look before this one.
+    pub(crate) answered_before: bool,
     /// Addresses by interface.
     pub(crate) addresses: Interfaces,
     /// `arp_ignore` of each interface that addresses are announced on.
@@ -61,10 +63,13 @@ pub(crate) fn judge(
     settings: &Settings,
     announced: impl Fn(&IpAddr) -> bool,
 ) -> (Surroundings, Vec<(NodeReason, String)>) {
+    // It answers before it has made its first rules. Until the next look what
+    // is its own is better served by us.
+    let at_work = found.health_port && (found.answered_before || settings.surroundings.kube_proxy);
     let kube_proxy = match configured {
         KubeProxy::Present => true,
         KubeProxy::Absent => false,
-        KubeProxy::Detect => found.health_port || netfilter::has_kube_proxy(&found.chains),
+        KubeProxy::Detect => at_work || netfilter::has_kube_proxy(&found.chains),
     };
     let mut warnings = netfilter::obstacles(&found.chains);
     if settings.forwarding == Forwarding::KubeProxy && !kube_proxy {
@@ -100,6 +105,7 @@ pub(crate) async fn look(routes: &Routes, segment: BTreeSet<String>) -> Result<F
     Ok(Found {
         chains,
         health_port: kube_proxy_answers().await,
+        answered_before: false,
         addresses: routes.addresses().await?,
         arp_ignore,
     })

@@ -29,6 +29,8 @@ pub struct Turn {
     dirty: Dirty,
     /// The table has been made ours once since the start.
     adopted: bool,
+    /// It may not be as we left it.
+    doubtful: bool,
     /// What is applied to the segment and the peers.
     plans: BTreeMap<ServiceKey, ServicePlan>,
     /// What the kernel has confirmed.
@@ -93,6 +95,7 @@ impl Turn {
                 ..Dirty::default()
             },
             adopted: false,
+            doubtful: false,
             plans: BTreeMap::new(),
             carried: BTreeMap::new(),
             refused: BTreeMap::new(),
@@ -163,6 +166,13 @@ impl Turn {
         plan::node_port_addresses(&self.cluster, &self.me, &self.settings)
     }
 
+    /// Has all of the table read and made right. What is announced stays so.
+    pub fn doubt(&mut self) {
+        self.doubtful = true;
+        self.dirty.all = true;
+        self.carried.clear();
+    }
+
     /// Tries again what the kernel refused.
     pub fn retry(&mut self) {
         self.unconfirmed.extend(self.refused.keys().cloned());
@@ -205,7 +215,7 @@ impl Turn {
             let now = if confirmed { new } else { gate(&old, new) };
             begun.steps.extend(self.step(key, now));
         }
-        if !self.adopted {
+        if !self.adopted || self.doubtful {
             begun.forward.whole = true;
         }
         if dirty.node || begun.forward.whole {
@@ -226,6 +236,7 @@ impl Turn {
             return Vec::new();
         };
         self.adopted = true;
+        self.doubtful &= !forward.whole;
         let mut keys: BTreeSet<ServiceKey> = forward.services.keys().cloned().collect();
         // A refusal may come or go with another Service's change.
         let changed = |key: &&ServiceKey| self.refused.get(*key) != refused.get(*key);

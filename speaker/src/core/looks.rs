@@ -17,6 +17,9 @@ use crate::{routes, surroundings};
 const LOOK: u32 = 5;
 /// Ticks between two tries of what the kernel refused.
 const RETRY: u32 = 30;
+/// How long a speaker that is replaced takes to end once it has let go of its
+/// port.
+const ENDED: Duration = Duration::from_secs(5);
 /// How long it is told that somebody else touched the table.
 const TOUCHED: Duration = Duration::from_secs(600);
 
@@ -24,8 +27,8 @@ impl Core {
     pub(super) async fn tick(&mut self, ticks: u32) -> Result<()> {
         self.edges.forwarding.check_alive()?;
         self.bgp.listen();
-        if self.turn.adopted() && !self.forwards() && ticks.is_multiple_of(LOOK) {
-            // The speaker before this one may have put its table back.
+        self.look_for_another();
+        if self.turn.adopted() && (self.forwards() || ticks.is_multiple_of(LOOK)) {
             self.check_table().await;
         }
         if ticks.is_multiple_of(RETRY) {
@@ -42,12 +45,25 @@ impl Core {
         Ok(())
     }
 
-    pub(super) async fn check_table(&mut self) {
+    /// Until the speaker that this one replaces has ended, it keeps the table as
+    /// its own settings have it. Not every kernel shows what it did.
+    fn look_for_another(&mut self) {
+        if *self.edges.another.borrow() {
+            self.another = Some(Instant::now());
+        } else if self.another.is_some_and(|last| last.elapsed() >= ENDED) {
+            self.another = None;
+            self.turn.doubt();
+        }
+    }
+
+    async fn check_table(&mut self) {
         match self.edges.forwarding.check().await {
             Ok(report) => {
                 if report.batches > 0 {
                     tracing::warn!("the nftables table was changed by somebody else; put back");
-                    self.touched.note();
+                    if self.another.is_none() {
+                        self.touched.note();
+                    }
                     self.stale = true;
                     let steps = self.turn.confirm(Forward::default(), Ok(&report.refused));
                     self.apply(steps);
@@ -97,7 +113,10 @@ impl Core {
         let segment = tokio::task::spawn_blocking(move || handle.snapshot()).await;
         let interfaces = segment.unwrap_or_default().interfaces.into_keys().collect();
         let found = match surroundings::look(&self.edges.routes, interfaces).await {
-            Ok(found) => found,
+            Ok(mut found) => {
+                found.answered_before = std::mem::replace(&mut self.answers, found.health_port);
+                found
+            }
             Err(error) => {
                 let error = format!("{error:#}");
                 tracing::warn!(error, "the node's surroundings are not known");

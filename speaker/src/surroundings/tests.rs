@@ -89,21 +89,34 @@ fn kube_proxy_is_found_by_its_rules_or_its_answer_and_the_setting_overrules_both
         }],
         ..Found::default()
     };
-    let port = Found {
+    let port = |answered_before| Found {
         health_port: true,
+        answered_before,
         ..Found::default()
     };
     let nothing = Found::default();
     for (found, configured, expected) in [
         (&nothing, KubeProxy::Detect, false),
         (&rules, KubeProxy::Detect, true),
-        (&port, KubeProxy::Detect, true),
+        (&port(true), KubeProxy::Detect, true),
+        // It has just been started, and has no rules yet.
+        (&port(false), KubeProxy::Detect, false),
         (&nothing, KubeProxy::Present, true),
         (&rules, KubeProxy::Absent, false),
     ] {
         let (surroundings, _) = judge(found, configured, &Settings::default(), |_| false);
         assert_eq!(surroundings.kube_proxy, expected, "{configured:?}");
     }
+    // Where it was at work before, as is assumed at the start, it still is.
+    let settings = Settings {
+        surroundings: Surroundings {
+            kube_proxy: true,
+            ..Surroundings::default()
+        },
+        ..Settings::default()
+    };
+    let (surroundings, _) = judge(&port(false), KubeProxy::Detect, &settings, |_| false);
+    assert!(surroundings.kube_proxy);
 }
 
 #[test]
@@ -119,6 +132,7 @@ fn forwarding_that_is_left_to_a_kube_proxy_that_is_not_there_has_its_reason() {
     let nothing = Found::default();
     let port = Found {
         health_port: true,
+        answered_before: true,
         ..Found::default()
     };
     assert_eq!(

@@ -286,6 +286,30 @@ fn an_address_that_somebody_uses_is_neither_announced_nor_forwarded() {
 }
 
 #[test]
+fn a_table_in_doubt_is_made_whole_and_what_is_announced_stays_so() {
+    let mut world = World::new();
+    world.service("web", 10);
+    world.endpoints("web", &[1]);
+    world.settle();
+    assert_eq!(world.announced(), both("web"));
+    world.0.doubt();
+    let begun = world.0.begin();
+    assert!(begun.forward.whole && begun.forward.node.is_some());
+    let services: Vec<_> = begun.forward.services.keys().cloned().collect();
+    assert_eq!(services, [key("web")]);
+    assert_eq!(world.announced(), both("web"));
+    // The kernel fails: all of it once more.
+    assert!(world.0.confirm(begun.forward, Err(())).is_empty());
+    assert_eq!(world.announced(), both("web"));
+    let begun = world.0.begin();
+    assert!(begun.forward.whole && begun.forward.services.len() == 1);
+    let refused = BTreeMap::new();
+    world.0.confirm(begun.forward, Ok(&refused));
+    assert_eq!(world.announced(), both("web"));
+    assert!(!world.0.is_due());
+}
+
+#[test]
 fn without_a_change_a_turn_has_nothing_to_do() {
     let mut world = World::new();
     world.service("web", 10);
