@@ -188,15 +188,22 @@ impl Lab {
         lab.cluster.start_managers()?;
         for (index, node) in lab.topology.with_role(Role::Node).enumerate() {
             lab.start_node(node, index + 1, &plane)?;
-            lab.cluster.start_proxy(node, options.kube_proxy)?;
         }
         lab.until("all nodes are ready", PATIENCE, || lab.nodes_ready())?;
         steps.done("controllers, scheduler, nodes");
         if options.kube_proxy != KubeProxy::None {
-            lab.until("kube-proxy is ready", PATIENCE, || lab.proxies_ready())?;
+            lab.start_kube_proxy(options.kube_proxy)?;
             steps.done("kube-proxy");
         }
         Ok(lab)
+    }
+
+    /// Starts kube-proxy on every node and waits until it is ready.
+    pub fn start_kube_proxy(&self, mode: KubeProxy) -> Result<()> {
+        for node in self.nodes() {
+            self.cluster.start_proxy(node, mode)?;
+        }
+        self.until("kube-proxy is ready", PATIENCE, || self.proxies_ready())
     }
 
     fn start_node(&self, node: &str, number: usize, plane: &str) -> Result<()> {

@@ -362,7 +362,7 @@ fn untouched(w: &World) -> Result<()> {
     Ok(())
 }
 
-fn healthy(w: &World, service: &str, node: &str, expected: u64) -> Result<()> {
+pub(crate) fn healthy(w: &World, service: &str, node: &str, expected: u64) -> Result<()> {
     w.lab
         .until("the health check says so", crate::world::SOON, || {
             let (status, head, body) = health(w, service, node)?;

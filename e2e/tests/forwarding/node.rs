@@ -1,18 +1,19 @@
 //! What else is on a node, and what becomes of forwarding when that changes.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use bellrock_e2e::cluster::KubeProxy;
-use bellrock_e2e::probe::{Connections, Pace, Prober};
+use bellrock_e2e::probe::{By, Connections, Pace, Prober};
 use bellrock_e2e::suite::NAMESPACE;
 use serde_json::{Value, json};
 
+use crate::cases::healthy;
 use crate::objects;
 use crate::world::Expect::{self, Lost, Pods};
 use crate::world::From::OutsideBy;
-use crate::world::To::Address;
+use crate::world::To::{Address, NodePort};
 use crate::world::{Forwarding, SOON, Seen, World};
 
 const WEB: Expect = Pods(&["web-1", "web-2"], Seen::Any);
@@ -163,7 +164,7 @@ fn odd_objects_disturb_nothing(w: &World) -> Result<()> {
 }
 
 fn without_kube_proxy_nobody_forwards(w: &mut World) -> Result<()> {
-    w.roll_out(Forwarding::KubeProxy)?;
+    w.roll_out(Forwarding::KubeProxy.values())?;
     let address = w.address("cluster")?;
     w.lab.until("it is told on every node", SOON, || {
         for node in w.lab.nodes() {
@@ -174,6 +175,63 @@ fn without_kube_proxy_nobody_forwards(w: &mut World) -> Result<()> {
         }
         Ok(())
     })
+}
+
+#[test]
+fn node_ports_listen_where_told_and_pass_to_a_kube_proxy_that_comes_later() {
+    let mut world = World::up(KubeProxy::None, Forwarding::Nftables).unwrap();
+    node_ports_listen_where_told(&mut world).unwrap();
+    kube_proxy_takes_its_part_without_loss(&world).unwrap();
+}
+
+/// At the primary address, and at others only on wish.
+fn node_ports_listen_where_told(w: &mut World) -> Result<()> {
+    let second = Ipv4Addr::new(10, 30, 0, 11);
+    let gateway = w.lab.address("n1");
+    w.lab
+        .host("n1")
+        .sh(&format!("ip addr add {second}/32 dev eth1"))?;
+    w.lab
+        .host("c1")
+        .sh(&format!("ip route add {second}/32 via {gateway}"))?;
+    let port = w.node_port("ports", By::Tcp)?;
+    let see = |w: &World, address: Ipv4Addr, expected| {
+        let at = SocketAddr::new(address.into(), port);
+        w.see_at(By::Tcp, OutsideBy("n1"), at, expected)
+    };
+    see(w, gateway, WEB)?;
+    see(w, second, Expect::Refused)?;
+    w.roll_out("speaker: {nodePortAddresses: [10.30.0.0/24]}")?;
+    see(w, second, WEB)?;
+    see(w, gateway, Expect::Refused)?;
+    w.roll_out("")?;
+    see(w, gateway, WEB)?;
+    see(w, second, Expect::Refused)
+}
+
+fn kube_proxy_takes_its_part_without_loss(w: &World) -> Result<()> {
+    healthy(w, "local", "n1", 1)?;
+    let (node, port) = (w.lab.address("n1"), w.node_port("ports", By::Udp)?);
+    let ours = || -> Result<bool> {
+        let table = w.lab.forwarding_table("n1")?.context("no table")?;
+        Ok(table.contains(&format!("\"{node}\",\"udp\",{port}")))
+    };
+    ensure!(ours()?, "the node port is not in the table");
+    let target = SocketAddr::new(node.into(), port);
+    let prober = Prober::start(w.lab.host("c1"), target, Pace::default())?;
+    w.lab.start_kube_proxy(KubeProxy::Nftables)?;
+    w.lab.until("the node port is left to it", SOON, || {
+        ensure!(!ours()?, "still ours");
+        Ok(())
+    })?;
+    w.see(OutsideBy("n1"), NodePort("ports", "n1"), WEB)?;
+    let report = prober.stop()?;
+    ensure!(report.answered == report.sent, "{report:?}");
+    // It tries for its health check ports whenever something changes.
+    let change = json!({ "spec": { "sessionAffinity": "None" } });
+    w.patch("service", "sticky", &change)?;
+    healthy(w, "local", "n1", 1)?;
+    w.see(OutsideBy("n1"), Address("cluster"), WEB)
 }
 
 #[test]
@@ -188,7 +246,7 @@ fn who_forwards_can_be_changed_without_loss_and_only_uninstalling_ends_it() {
     for (forwarding, ours) in [(Forwarding::KubeProxy, false), (Forwarding::Nftables, true)] {
         let target = SocketAddr::new(address.into(), 80);
         let prober = Prober::start(world.lab.host("c1"), target, Pace::default()).unwrap();
-        world.roll_out(forwarding).unwrap();
+        world.roll_out(forwarding.values()).unwrap();
         world
             .lab
             .until("the table is there or gone", SOON, || {

@@ -269,6 +269,11 @@ impl World {
         ask(self.host(from)?, by, to, PATIENCE)
     }
 
+    /// The node port of a Service.
+    pub(crate) fn node_port(&self, service: &'static str, by: By) -> Result<u16> {
+        Ok(self.socket(To::NodePort(service, "n1"), by)?.port())
+    }
+
     /// Waits until questions by TCP and UDP become what is expected.
     pub(crate) fn see(&self, from: From, to: To, expected: Expect) -> Result<()> {
         BOTH.into_iter()
@@ -366,8 +371,8 @@ impl World {
 
     /// Replaces the speakers by ones with another flag, node by node, as a
     /// rollout does: the new one is there before the old one leaves.
-    pub(crate) fn roll_out(&mut self, forwarding: Forwarding) -> Result<()> {
-        self.lab.install(forwarding.values())?;
+    pub(crate) fn roll_out(&mut self, values: &str) -> Result<()> {
+        self.lab.install(values)?;
         self.rollouts += 1;
         for node in self.lab.nodes() {
             let next = self.lab.start_next_speaker(node, self.rollouts)?;
