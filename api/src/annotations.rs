@@ -45,3 +45,8 @@ pub const NODE_NETWORK_UNAVAILABLE: &str = "NetworkUnavailable";
 
 /// EndpointSlice label: the Service it belongs to.
 pub const LABEL_SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Finalizer that holds a Service until its addresses are released, where the operator wants it
+/// (KEP-980). It is not `service.kubernetes.io/load-balancer-cleanup`, which others may have put
+/// there and must take off themselves.
+pub const FINALIZER_CLEANUP: &str = "bellrock.dev/load-balancer-cleanup";

@@ -37,6 +37,14 @@ pub struct Args {
     /// of one node need it; give it to the speakers as well)
     #[arg(long)]
     pub ignore_exclude_label: bool,
+    /// Hold Services by the finalizer bellrock.dev/load-balancer-cleanup until
+    /// their addresses are released
+    #[arg(long)]
+    pub cleanup_finalizer: bool,
+    /// Take that finalizer off every Service, see to it that no controller
+    /// adds it again for an hour, and exit (before an uninstallation)
+    #[arg(long)]
+    pub strip_finalizers: bool,
     /// Name of this controller among those that stand for leader; another one
     /// may have it only when this process has ended [default: host name and
     /// process id]
@@ -45,6 +53,13 @@ pub struct Args {
     /// Address for /healthz, /readyz and /metrics
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:9617")]
     pub listen: SocketAddr,
+    /// Name of the Service, Secret and ValidatingWebhookConfiguration of the
+    /// webhook that judges pools and advertisements [default: no webhook]
+    #[arg(long, value_name = "NAME")]
+    pub webhook: Option<String>,
+    /// Address for the webhook
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "0.0.0.0:9616")]
+    pub webhook_listen: SocketAddr,
 }
 
 impl Args {
@@ -55,6 +70,7 @@ impl Args {
             classes: self.load_balancer_class.iter().cloned().collect(),
             serve_classless: self.serve_classless,
             ignore_exclude_label: self.ignore_exclude_label,
+            cleanup_finalizer: self.cleanup_finalizer,
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::ipam::ServiceKey;
 use crate::metrics::Metrics;
 use crate::publish::{self, Herald};
 use crate::watch::Report;
+use crate::webhook::Question;
 use crate::write::{Answer, Outcome, Reread, Writer};
 
 /// Reports that may wait for the loop; the watches wait beyond that.
@@ -58,6 +59,8 @@ pub(crate) struct Driver {
     /// The watches, and what they report.
     watches: JoinSet<()>,
     reports: mpsc::Receiver<Report>,
+    /// What the webhook asks.
+    questions: mpsc::Receiver<Question>,
     start: Instant,
     /// When that was, since the epoch.
     began: Duration,
@@ -79,6 +82,10 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "each is an end of a channel or a handle that it alone gets"
+    )]
     pub(crate) fn new(
         settings: Settings,
         client: Client,
@@ -87,6 +94,7 @@ impl Driver {
         metrics: Arc<Metrics>,
         waiting: watch::Sender<Waiting>,
         tenure: Tenure,
+        questions: mpsc::Receiver<Question>,
     ) -> Self {
         Self {
             core: Core::new(settings),
@@ -97,6 +105,7 @@ impl Driver {
             watches: JoinSet::new(),
             // Until the watches start, nothing is to be received.
             reports: mpsc::channel(1).1,
+            questions,
             client,
             namespace,
             herald,
@@ -150,6 +159,10 @@ impl Driver {
                         }
                     }
                     self.tell_ready();
+                }
+                Some(Question { subject, service_cidrs, answer }) = self.questions.recv() => {
+                    // Who asked may have gone.
+                    let _ = answer.send(self.core.judge(&subject, &service_cidrs));
                 }
                 Some(done) = self.pool_writer.join_next() => {
                     if !done.unwrap_or(false) {

@@ -22,7 +22,7 @@ use crate::lease::{Answer, Ask, Election, Record, Times};
 use crate::watch::in_full;
 
 /// Name of the Lease, in Bellrock's namespace.
-const LEASE: &str = "bellrock-controller";
+pub(crate) const LEASE: &str = "bellrock-controller";
 
 /// How long a call may take. A leader waits no longer than its Lease lasts.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);

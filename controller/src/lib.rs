@@ -31,8 +31,10 @@ pub mod placement;
 pub mod pools;
 mod publish;
 mod run;
+mod strip;
 pub mod view;
 mod watch;
+pub mod webhook;
 mod write;
 
 pub use args::Args;

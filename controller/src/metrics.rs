@@ -43,6 +43,7 @@ pub(crate) struct Metrics {
     refused: Labelled<Reason, Gauge>,
     services: Gauge,
     virtual_ips: Gauge,
+    size: Labelled<PoolLabels, Gauge>,
     assigned: Labelled<PoolLabels, Gauge>,
     available: Labelled<PoolLabels, Gauge>,
     latency: Histogram,
@@ -62,6 +63,7 @@ impl Metrics {
             refused: Labelled::default(),
             services: Gauge::default(),
             virtual_ips: Gauge::default(),
+            size: Labelled::default(),
             assigned: Labelled::default(),
             available: Labelled::default(),
             latency,
@@ -96,6 +98,11 @@ impl Metrics {
             "virtual_ips",
             "VirtualIPs that exist",
             metrics.virtual_ips.clone(),
+        );
+        r.register(
+            "pool_addresses",
+            "Addresses of a pool, used, free, resting or kept back",
+            metrics.size.clone(),
         );
         r.register(
             "pool_addresses_assigned",
@@ -198,6 +205,7 @@ impl Metrics {
                 .get_or_create(&labels)
                 .set(i64::try_from(count).unwrap_or(i64::MAX));
         }
+        self.size.clear();
         self.assigned.clear();
         self.available.clear();
         for pool in core.allocator().pools() {
@@ -206,11 +214,11 @@ impl Metrics {
                     .allocator()
                     .usage(&pool.name, family)
                     .unwrap_or_default();
-                let has = pool
-                    .ranges
-                    .iter()
-                    .any(|range| Family::of(range.start) == family);
-                if !has {
+                let ranges = pool.ranges.iter();
+                let size = ranges
+                    .filter(|range| Family::of(range.start) == family)
+                    .fold(0u128, |sum, range| sum.saturating_add(range.size()));
+                if size == 0 {
                     continue;
                 }
                 let labels = PoolLabels {
@@ -218,6 +226,7 @@ impl Metrics {
                     family: family.as_str(),
                 };
                 let small = |n: u128| i64::try_from(n).unwrap_or(i64::MAX);
+                self.size.get_or_create(&labels).set(small(size));
                 self.assigned
                     .get_or_create(&labels)
                     .set(small(usage.assigned));

@@ -140,7 +140,7 @@ impl PoolBook {
 ///
 /// # Errors
 /// The first entry that does not parse, or that overlaps with another of the same pool.
-fn parse(name: &str, spec: &IPAddressPoolSpec) -> Result<Pool, (PoolReason, String)> {
+pub(crate) fn parse(name: &str, spec: &IPAddressPoolSpec) -> Result<Pool, (PoolReason, String)> {
     let mut seen: BTreeMap<IpAddr, (IpAddr, String)> = BTreeMap::new();
     let mut ranges: Vec<AddressRange> = Vec::new();
     for text in &spec.addresses {

@@ -23,6 +23,10 @@ use crate::watch::in_full;
 /// Events that may wait.
 const QUEUE: usize = 1024;
 
+/// Events that are remembered, to count one that repeats instead of writing it again. Each is kept
+/// whole; ours are written at changes only, and seldom repeat.
+const REMEMBERED: usize = 256;
+
 /// Longest note that the API server takes.
 const NOTE_MAX: usize = 1024;
 
@@ -43,11 +47,17 @@ impl Herald {
         metrics: Arc<Metrics>,
     ) -> (Self, impl Future<Output = ()> + Send + use<>) {
         let (queue, mut said) = mpsc::channel::<Said>(QUEUE);
-        let recorder = Recorder::new(client.clone(), CONTROLLER_NAME.into());
+        let client = client.clone();
+        let new = move || Recorder::new(client.clone(), CONTROLLER_NAME.into());
         let task = async move {
+            let (mut recorder, mut count) = (new(), 0usize);
             while let Some((event, about)) = said.recv().await {
                 if !fence.is_open() {
                     continue;
+                }
+                count += 1;
+                if count.is_multiple_of(REMEMBERED) {
+                    recorder = new();
                 }
                 if let Err(error) = recorder.publish(&event, &about).await {
                     tracing::debug!(error = in_full(&error), "cannot publish an event");

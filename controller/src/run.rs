@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use kube::{Client, Config};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch as channel;
+use tokio::sync::{mpsc, watch as channel};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -14,7 +14,7 @@ use crate::driver::Driver;
 use crate::election::Candidate;
 use crate::metrics::Metrics;
 use crate::publish::Herald;
-use crate::{Args, http};
+use crate::{Args, http, strip, webhook};
 
 /// How long Events that wait may still be published.
 const EVENTS_GRACE: Duration = Duration::from_millis(300);
@@ -22,7 +22,7 @@ const EVENTS_GRACE: Duration = Duration::from_millis(300);
 /// How long the last call about the lease may take.
 const RESIGN_GRACE: Duration = Duration::from_secs(5);
 
-/// Runs the controller until SIGTERM or SIGINT.
+/// Runs the controller until SIGTERM or SIGINT; with `--strip-finalizers`, until that is done.
 ///
 /// # Errors
 /// When there is no way to find the API server (no kubeconfig and not in a pod), or signals cannot
@@ -43,6 +43,9 @@ pub async fn run(args: Args) -> Result<()> {
         "controller started"
     );
     let client = Client::try_from(config).context("set up the client")?;
+    if args.strip_finalizers {
+        return strip::run(client, &args.namespace).await;
+    }
 
     let metrics = Arc::new(Metrics::new());
     let (waiting, viewed) = channel::channel(Some("starting".to_owned()));
@@ -59,9 +62,17 @@ pub async fn run(args: Args) -> Result<()> {
     let candidate = tokio::spawn(candidate.run(resign.clone()));
     let (herald, publish) = Herald::new(&client, tenure.fence.clone(), Arc::clone(&metrics));
     let publish = tokio::spawn(publish);
+    let (ask, questions) = mpsc::channel(webhook::QUESTIONS);
+    if let Some(name) = args.webhook.clone() {
+        let fence = tenure.fence.clone();
+        let (keeper, config) = webhook::Keeper::new(client.clone(), &args.namespace, name, fence);
+        tasks.spawn(keeper.run(stop.clone()));
+        let (listen, client) = (args.webhook_listen, client.clone());
+        tasks.spawn(webhook::serve(listen, config, client, ask, stop.clone()));
+    }
     let (settings, namespace) = (args.settings(), args.namespace.clone());
     Driver::new(
-        settings, client, namespace, herald, metrics, waiting, tenure,
+        settings, client, namespace, herald, metrics, waiting, tenure, questions,
     )
     .run(stop.clone())
     .await;

@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bellrock_api::annotations::{
-    ADDRESS_POOL, CONDITION_LOAD_BALANCER, LABEL_EXCLUDE_NODE, LOAD_BALANCER_IPS,
-    NODE_NETWORK_UNAVAILABLE, SHARING_KEY, TAINT_OUT_OF_SERVICE, TAINT_TO_BE_DELETED,
+    ADDRESS_POOL, CONDITION_LOAD_BALANCER, FINALIZER_CLEANUP, LABEL_EXCLUDE_NODE,
+    LOAD_BALANCER_IPS, NODE_NETWORK_UNAVAILABLE, SHARING_KEY, TAINT_OUT_OF_SERVICE,
+    TAINT_TO_BE_DELETED,
 };
-use bellrock_api::{L2AdvertisementSpec, Protocol, VirtualIPSpec, address};
+use bellrock_api::{AddressRange, L2AdvertisementSpec, Protocol, VirtualIPSpec, address};
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Node, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 
@@ -76,6 +77,10 @@ pub struct ServiceView {
     pub ingress: Vec<LoadBalancerIngress>,
     /// `status.conditions`.
     pub conditions: Vec<Condition>,
+    /// `metadata.finalizers`.
+    pub finalizers: Vec<String>,
+    /// It is deleted, and held by its finalizers.
+    pub leaving: bool,
 }
 
 impl ServiceView {
@@ -132,6 +137,8 @@ impl ServiceView {
                 .and_then(|lb| lb.ingress)
                 .unwrap_or_default(),
             conditions: status.conditions.unwrap_or_default(),
+            finalizers: meta.finalizers.clone().unwrap_or_default(),
+            leaving: meta.deletion_timestamp.is_some(),
         };
         Some((key, view))
     }
@@ -151,6 +158,12 @@ impl ServiceView {
             .iter()
             .filter_map(|i| i.ip.as_deref()?.parse().ok())
             .collect()
+    }
+
+    /// Whether it carries the cleanup finalizer.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.finalizers.iter().any(|f| f == FINALIZER_CLEANUP)
     }
 
     /// True when nothing but the version differs.
@@ -271,6 +284,8 @@ pub struct NodeView {
     pub unusable: bool,
     /// Its addresses, internal and external.
     pub addresses: BTreeSet<IpAddr>,
+    /// `spec.podCIDRs`.
+    pub pod_cidrs: Vec<AddressRange>,
 }
 
 impl NodeView {
@@ -311,8 +326,13 @@ impl NodeView {
             .filter(|a| matches!(a.type_.as_str(), "InternalIP" | "ExternalIP"))
             .filter_map(|a| a.address.parse().ok())
             .collect();
+        let pod_cidrs = node
+            .spec
+            .iter()
+            .flat_map(|spec| spec.pod_cidrs.iter().flatten());
         Self {
             addresses,
+            pod_cidrs: pod_cidrs.filter_map(|cidr| cidr.parse().ok()).collect(),
             excluded,
             unusable: leaving || no_network || node.metadata.deletion_timestamp.is_some(),
             labels,

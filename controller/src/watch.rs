@@ -33,6 +33,10 @@ use crate::{MANAGED_BY_LABEL, MANAGED_BY_VALUE};
 /// After so long without an error, the next one is the first again.
 const PATIENCE_RESET: Duration = Duration::from_secs(10);
 
+/// Objects in one page of a list: as long as it is parsed, a page is there twice, and whole objects
+/// are many times what is kept of them.
+const PAGE: u32 = 100;
+
 /// What a watch reports.
 #[derive(Debug)]
 pub(crate) enum Report {
@@ -95,7 +99,7 @@ async fn follow<K>(
 ) where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
-    let stream = watcher(api, watcher::Config::default())
+    let stream = watcher(api, watcher::Config::default().page_size(PAGE))
         .backoff(ResetTimerBackoff::new(Patience::default(), PATIENCE_RESET))
         .modify(|object| object.meta_mut().managed_fields = None);
     let mut stream = std::pin::pin!(stream);

@@ -165,6 +165,11 @@ impl Writer {
                 } => self.patch(*ip, version, spec, released.as_ref()).await,
                 Write::DeleteVip { ip, version } => self.delete(*ip, version).await,
                 Write::PatchStatus(patch) => self.patch_status(patch).await,
+                Write::PatchFinalizers {
+                    service,
+                    version,
+                    finalizers,
+                } => self.patch_finalizers(service, version, finalizers).await,
             }
         };
         match tokio::time::timeout(CALL_TIMEOUT, call).await {
@@ -223,14 +228,23 @@ impl Writer {
         let made = api
             .patch_status(&patch.service.name, &params(), &Patch::Merge(&body))
             .await?;
-        match ServiceView::of(&made) {
-            Some((key, view)) => Ok(Answer::Service {
-                key,
-                view: Box::new(view),
-                event: patch.event.clone(),
-            }),
-            None => Err(Failure::Other("the answer has no name".to_owned())),
-        }
+        answer_of(&made, patch.event.clone())
+    }
+
+    async fn patch_finalizers(
+        &self,
+        service: &ServiceKey,
+        version: &Version,
+        finalizers: &[String],
+    ) -> Result<Answer, Failure> {
+        let api = Api::<Service>::namespaced(self.client.clone(), &service.namespace);
+        let mut metadata = bound_to(version);
+        metadata["finalizers"] = json!(finalizers);
+        let body = json!({ "metadata": metadata });
+        let made = api
+            .patch(&service.name, &params(), &Patch::Merge(&body))
+            .await?;
+        answer_of(&made, None)
     }
 
     /// Reads what a refused write was about.
@@ -238,20 +252,20 @@ impl Writer {
         let reading = async {
             match write {
                 Write::PatchStatus(patch) => {
-                    let api =
-                        Api::<Service>::namespaced(self.client.clone(), &patch.service.namespace);
-                    // Gone: the watch will say so.
-                    let service = api.get_opt(&patch.service.name).await.ok()??;
-                    let (key, view) = ServiceView::of(&service)?;
-                    Some(Reread::Service(key, Box::new(view), patch.version.clone()))
+                    self.read_service(&patch.service, &patch.version).await
                 }
+                Write::PatchFinalizers {
+                    service, version, ..
+                } => self.read_service(service, version).await,
                 Write::CreateVip(_) | Write::PatchVip { .. } | Write::DeleteVip { .. } => {
                     let ip = write.vip()?;
                     let refused = match write {
                         Write::PatchVip { version, .. } | Write::DeleteVip { version, .. } => {
                             Some(version.clone())
                         }
-                        Write::CreateVip(_) | Write::PatchStatus(_) => None,
+                        Write::CreateVip(_)
+                        | Write::PatchStatus(_)
+                        | Write::PatchFinalizers { .. } => None,
                     };
                     match self.vips.get_opt(&virtual_ip_name(ip)).await.ok()? {
                         Some(vip) => Some(Reread::Vip(ip, view_of(vip), refused)),
@@ -265,6 +279,14 @@ impl Writer {
             .ok()
             .flatten()
     }
+
+    async fn read_service(&self, key: &ServiceKey, refused: &Version) -> Option<Reread> {
+        let api = Api::<Service>::namespaced(self.client.clone(), &key.namespace);
+        // Gone: the watch will say so.
+        let service = api.get_opt(&key.name).await.ok()??;
+        let (key, view) = ServiceView::of(&service)?;
+        Some(Reread::Service(key, Box::new(view), refused.clone()))
+    }
 }
 
 fn call_of(write: &Write) -> Call {
@@ -273,8 +295,23 @@ fn call_of(write: &Write) -> Call {
         Write::PatchVip { .. } => ("patch", "virtualips"),
         Write::DeleteVip { .. } => ("delete", "virtualips"),
         Write::PatchStatus(_) => ("patch", "services/status"),
+        Write::PatchFinalizers { .. } => ("patch", "services"),
     };
     Call { verb, resource }
+}
+
+fn answer_of(
+    service: &Service,
+    event: Option<(AllocationReason, String)>,
+) -> Result<Answer, Failure> {
+    match ServiceView::of(service) {
+        Some((key, view)) => Ok(Answer::Service {
+            key,
+            view: Box::new(view),
+            event,
+        }),
+        None => Err(Failure::Other("the answer has no name".to_owned())),
+    }
 }
 
 fn view_of(vip: VirtualIP) -> Box<VipView> {

@@ -130,6 +130,10 @@ impl Lab {
         let rendered = self.render(values)?;
         let (mut kinds, mut objects, mut workloads) = (Vec::new(), Vec::new(), Vec::new());
         for object in rendered {
+            // What helm runs at its own times is no part of what is installed.
+            if object["metadata"]["annotations"]["helm.sh/hook"].is_string() {
+                continue;
+            }
             match object["kind"].as_str() {
                 None => {}
                 Some("CustomResourceDefinition") => kinds.push(object),
@@ -206,17 +210,18 @@ impl Lab {
         Ok(controller)
     }
 
-    /// Starts another replica beside the first, on another port, and waits
+    /// Starts another replica beside the first, on other ports, and waits
     /// likewise.
     pub fn start_second_controller(&self) -> Result<Workload> {
         let text = serde_json::to_string(&self.installed()?.controller)?;
-        let pod = serde_json::from_str(&text.replace("9617", "9619"))?;
+        let elsewhere = text.replace("9617", "9619").replace("9616", "9615");
+        let pod = serde_json::from_str(&elsewhere)?;
         let controller = self.launch_controller_as("controller-2", &pod)?;
         controller.wait_ready()?;
         Ok(controller)
     }
 
-    fn launch_controller(&self) -> Result<Workload> {
+    pub(crate) fn launch_controller(&self) -> Result<Workload> {
         self.launch_controller_as("controller", &self.installed()?.controller)
     }
 

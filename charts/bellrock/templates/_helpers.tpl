@@ -14,6 +14,10 @@
 {{ include "bellrock.fullname" . }}-speaker
 {{- end -}}
 
+{{- define "bellrock.webhook" -}}
+{{ include "bellrock.fullname" . }}-webhook
+{{- end -}}
+
 {{- define "bellrock.l2Secret" -}}
 {{ .Values.l2.existingSecret | default (printf "%s-l2" (include "bellrock.fullname" .)) }}
 {{- end -}}

@@ -125,7 +125,7 @@ impl Core {
             .services
             .get(&key)
             .is_some_and(|present| view.same_but_version(present));
-        if view.is_load_balancer || view.condition().is_some() {
+        if view.is_load_balancer || view.condition().is_some() || view.is_held() {
             self.services.insert(key.clone(), view);
         } else if self.services.remove(&key).is_none() {
             // Most Services of most clusters are none of our business, and cost nothing.
@@ -365,6 +365,11 @@ impl Core {
     pub(super) fn release(&mut self, ip: IpAddr, key: &ServiceKey) {
         self.allocator.release(ip, key, self.now);
         self.tell_awaiting(ip, key);
+        let service = self.services.get(key);
+        if service.is_some_and(|service| service.is_held() && !self.is_ours(service)) {
+            // It waits for this.
+            self.queue.push(Work::Service(key.clone()));
+        }
         self.after_release(ip);
     }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use bellrock_api::annotations::CONDITION_LOAD_BALANCER;
+use bellrock_api::annotations::{CONDITION_LOAD_BALANCER, FINALIZER_CLEANUP};
 use bellrock_api::{AllocationReason, Claim as VipClaim, VirtualIPSpec};
 use k8s_openapi::api::core::v1::LoadBalancerIngress;
 
@@ -21,6 +21,10 @@ impl Core {
             Some(service) => {
                 // The view is put back below: it is taken out to be read beside the changing book.
                 let service = service.clone();
+                if service.is_held() != self.settings.cleanup_finalizer && !service.leaving {
+                    // Before anything is given (KEP-980), and alone: it makes a new version.
+                    return vec![finalize(key, &service, self.settings.cleanup_finalizer)];
+                }
                 self.decide_ours(key, &service)
             }
             None => self.decide_not_ours(key),
@@ -108,6 +112,11 @@ impl Core {
         }
         for ip in held {
             writes.extend(self.reserve_or_let_go(ip, key));
+        }
+        let held = self.services.get(key).filter(|service| service.is_held());
+        if let (Some(service), true) = (held, writes.is_empty()) {
+            // Nothing of ours is left to clean up.
+            writes.push(finalize(key, service, false));
         }
         writes
     }
@@ -326,6 +335,20 @@ impl Core {
                 since,
             }),
         })))
+    }
+}
+
+/// The write that adds the cleanup finalizer, or takes it off.
+fn finalize(key: &ServiceKey, service: &ServiceView, on: bool) -> Write {
+    let mut finalizers = service.finalizers.clone();
+    finalizers.retain(|name| name != FINALIZER_CLEANUP);
+    if on {
+        finalizers.push(FINALIZER_CLEANUP.to_owned());
+    }
+    Write::PatchFinalizers {
+        service: key.clone(),
+        version: service.version.clone(),
+        finalizers,
     }
 }
 

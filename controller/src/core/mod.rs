@@ -16,6 +16,7 @@
 //! One Service has at most one plan under way, and so does one VirtualIP; different ones run side
 //! by side.
 
+mod admission;
 mod apply;
 mod decide;
 mod placing;
@@ -37,6 +38,7 @@ use crate::placement::{Candidate, Placement};
 use crate::pools::{PoolBook, PoolView};
 use crate::view::{AdvertisementView, Labels, NodeView, Release, ServiceView, Version, VipView};
 
+pub use admission::{Judgement, Subject};
 pub use pool_status::PoolPatch;
 use queue::Queue;
 
@@ -49,6 +51,8 @@ pub struct Settings {
     pub serve_classless: bool,
     /// Whether nodes with the exclude label may announce all the same.
     pub ignore_exclude_label: bool,
+    /// Whether Services are held by the cleanup finalizer until their addresses are released.
+    pub cleanup_finalizer: bool,
 }
 
 /// The kinds that the core follows.
@@ -143,6 +147,15 @@ pub enum Write {
     },
     /// Change a Service's status, if it still is of this version.
     PatchStatus(Box<StatusPatch>),
+    /// Change a Service's finalizers, if it still is of this version.
+    PatchFinalizers {
+        /// The Service.
+        service: ServiceKey,
+        /// The version that the decision was made on.
+        version: Version,
+        /// All that it shall have.
+        finalizers: Vec<String>,
+    },
 }
 
 impl Write {
@@ -152,7 +165,7 @@ impl Write {
         match self {
             Self::CreateVip(spec) => spec.ip().ok(),
             Self::PatchVip { ip, .. } | Self::DeleteVip { ip, .. } => Some(*ip),
-            Self::PatchStatus(_) => None,
+            Self::PatchStatus(_) | Self::PatchFinalizers { .. } => None,
         }
     }
 }
@@ -321,9 +334,11 @@ impl Core {
         &self.allocator
     }
 
-    /// Whether the Service is served by this controller.
+    /// Whether the Service is served by this controller. One that is deleted and waits for us is
+    /// not, any more.
     fn is_ours(&self, service: &ServiceView) -> bool {
         service.is_load_balancer
+            && !(service.leaving && service.is_held())
             && match &service.class {
                 Some(class) => self.settings.classes.contains(class),
                 None => self.settings.serve_classless,

@@ -5,9 +5,11 @@
     reason = "json! reads better without a & before it"
 )]
 
+mod admission;
 mod cluster;
 mod faults;
 mod kubernetes;
+mod metrics;
 mod reasons;
 mod records;
 mod requests;

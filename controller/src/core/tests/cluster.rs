@@ -37,6 +37,8 @@ pub(super) struct Cluster {
     pub(super) news: VecDeque<Change>,
     /// Every write that was accepted.
     pub(super) writes: Vec<Write>,
+    /// The operator wants the cleanup finalizer.
+    pub(super) cleanup_finalizer: bool,
 }
 
 impl Cluster {
@@ -83,13 +85,24 @@ impl Cluster {
             "spec": full,
         }))
         .unwrap();
+        service.metadata.finalizers = old.as_ref().and_then(|s| s.metadata.finalizers.clone());
         service.status = old.and_then(|s| s.status);
         self.services.insert(key.clone(), service);
         self.tell_service(&key);
         key
     }
 
+    /// Deletes a Service; one with finalizers only begins to go.
     pub(super) fn delete_service(&mut self, key: &ServiceKey) {
+        let version = self.version(None).resource;
+        if let Some(meta) = self.services.get_mut(key).map(|s| &mut s.metadata)
+            && meta.finalizers.as_ref().is_some_and(|f| !f.is_empty())
+        {
+            meta.deletion_timestamp = Some(Time("2026-01-01T00:00:00Z".parse().unwrap()));
+            meta.resource_version = Some(version);
+            self.tell_service(key);
+            return;
+        }
         if let Some(service) = self.services.remove(key) {
             self.news.push_back(Change::Gone(
                 Kind::Service,
@@ -306,6 +319,27 @@ impl Cluster {
                 self.tell_service(&patch.service);
                 let (key, view) = ServiceView::of(&self.services[&patch.service]).unwrap();
                 Some(Change::Service(key, Box::new(view)))
+            }
+            Write::PatchFinalizers {
+                service: key,
+                version,
+                finalizers,
+            } => {
+                let mut service = self.services.get(key).ok_or(Refused::Missing)?.clone();
+                if Version::of(&service.metadata) != *version {
+                    return Err(Refused::Conflict);
+                }
+                let version = self.version(Some(&version.uid));
+                service.metadata.resource_version = Some(version.resource);
+                service.metadata.finalizers = Some(finalizers.clone());
+                let (_, view) = ServiceView::of(&service).unwrap();
+                self.services.insert(key.clone(), service);
+                if view.leaving && view.finalizers.is_empty() {
+                    self.delete_service(key);
+                } else {
+                    self.tell_service(key);
+                }
+                Some(Change::Service(key.clone(), Box::new(view)))
             }
         };
         self.writes.push(write.clone());

@@ -1,12 +1,14 @@
 //! What Kubernetes promises of a load balancer, as far as addresses go: one test for each
 //! promise. What it promises of forwarding is tested with the forwarding.
 
+use bellrock_api::annotations::FINALIZER_CLEANUP;
 use bellrock_api::virtual_ip_name;
 use serde_json::{Value, json};
 
-use super::cluster::{address, cluster, ips, sharing};
+use super::cluster::{Cluster, address, cluster, ips, sharing};
 use super::runner::run;
 use crate::core::Write;
+use crate::ipam::ServiceKey;
 
 /// KEP-1959: a default provider serves Services without a class and ignores every class that is
 /// not its own; what a Service had under our class goes when the class does.
@@ -202,4 +204,67 @@ fn names_may_begin_with_a_digit() {
         let claims: Value = json!(cluster.claims(&format!("192.0.2.{n}")));
         assert_eq!(claims, json!([format!("default/{}", names[n])]));
     }
+}
+
+/// KEP-980, where the operator wants it: the finalizer is there before an address is, and goes
+/// after it, when the Service is deleted or is no load balancer any more; off again, it is stripped.
+#[test]
+fn a_cleanup_finalizer_holds_a_service_until_its_address_is_released() {
+    let mut cluster = cluster();
+    let off = run(&mut cluster);
+    drop(off);
+    cluster.cleanup_finalizer = true;
+    let mut controller = run(&mut cluster);
+    let held = |cluster: &Cluster, key: &ServiceKey| {
+        let finalizers = cluster.services[key].metadata.finalizers.clone();
+        finalizers.unwrap_or_default()
+    };
+    let web = cluster.put_service("web", json!({}), json!({}));
+    controller.settle_for_good(&mut cluster);
+    let [
+        Write::PatchFinalizers { .. },
+        Write::CreateVip(_),
+        Write::PatchStatus(_),
+    ] = &cluster.writes[..]
+    else {
+        panic!("{:?}", cluster.writes);
+    };
+    assert_eq!(held(&cluster, &web), [FINALIZER_CLEANUP]);
+
+    // Another type: the address goes, then the finalizer.
+    cluster.writes.clear();
+    cluster.put_service("web", json!({ "type": "ClusterIP" }), json!({}));
+    controller.settle_for_good(&mut cluster);
+    assert!(held(&cluster, &web).is_empty());
+    assert_eq!(cluster.claims("192.0.2.0"), None);
+    let last = cluster.writes.last();
+    assert!(
+        matches!(last, Some(Write::PatchFinalizers { .. })),
+        "{last:?}"
+    );
+
+    // Deleted, refused or served: it goes when it holds nothing, and its address is free.
+    let refused = cluster.put_service("refused", json!({}), ips("203.0.113.1"));
+    cluster.put_service("web", json!({}), json!({}));
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&web), ["192.0.2.0"]);
+    assert_eq!(held(&cluster, &refused), [FINALIZER_CLEANUP]);
+    for key in [&web, &refused] {
+        cluster.delete_service(key);
+        assert!(cluster.services.contains_key(key), "held");
+    }
+    controller.settle_for_good(&mut cluster);
+    assert!(cluster.services.is_empty() && cluster.vips.is_empty());
+
+    // It goes with the option, and those of others stay.
+    let web = cluster.put_service("web", json!({}), json!({}));
+    controller.settle_for_good(&mut cluster);
+    let meta = &mut cluster.services.get_mut(&web).unwrap().metadata;
+    let theirs = "service.kubernetes.io/load-balancer-cleanup".to_owned();
+    meta.finalizers.as_mut().unwrap().insert(0, theirs.clone());
+    cluster.cleanup_finalizer = false;
+    let mut controller = run(&mut cluster);
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(held(&cluster, &web), [theirs]);
+    assert_eq!(cluster.addresses(&web), ["192.0.2.0"]);
 }

@@ -8,7 +8,8 @@ use bellrock_api::{parse_virtual_ip_name, virtual_ip_name};
 
 use super::cluster::{Cluster, Refused};
 use crate::core::{Change, Core, Plan, Settings, Work, Write};
-use crate::view::ServiceView;
+use crate::ipam::ServiceKey;
+use crate::view::{ServiceView, Version};
 
 /// The time at which tests begin.
 pub(super) const T0: Duration = Duration::from_secs(1_000_000);
@@ -39,6 +40,7 @@ impl Controller {
             classes: ["bellrock.dev/bellrock".to_owned()].into(),
             serve_classless: true,
             ignore_exclude_label: false,
+            cleanup_finalizer: cluster.cleanup_finalizer,
         });
         cluster.news.clear();
         for change in cluster.listing() {
@@ -143,12 +145,11 @@ impl Controller {
                 (*ip, Some(version))
             }
             Write::PatchStatus(patch) => {
-                if let Some(service) = cluster.services.get(&patch.service) {
-                    let (key, view) = ServiceView::of(service).unwrap();
-                    self.core.service_reread(&key, view, &patch.version);
-                }
-                return;
+                return self.reread_service(cluster, &patch.service, &patch.version);
             }
+            Write::PatchFinalizers {
+                service, version, ..
+            } => return self.reread_service(cluster, service, version),
         };
         match (cluster.vips.get(&virtual_ip_name(ip)), refused) {
             (Some(vip), refused) => {
@@ -156,6 +157,13 @@ impl Controller {
             }
             (None, Some(version)) => self.core.vip_deleted(ip, &version.uid, self.now),
             (None, None) => {}
+        }
+    }
+
+    fn reread_service(&mut self, cluster: &Cluster, key: &ServiceKey, refused: &Version) {
+        if let Some(service) = cluster.services.get(key) {
+            let (key, view) = ServiceView::of(service).unwrap();
+            self.core.service_reread(&key, view, refused);
         }
     }
 
