@@ -7,6 +7,7 @@ CARGO ?= cargo
 N ?= 10
 LAB_FLAGS ?=
 SIM_FLAGS ?=
+FAULT_FLAGS ?=
 
 NETNS_CRATES := -p bellrock-arp -p bellrock-bgp -p bellrock-forward -p bellrock-speaker -p bellrock-sys
 
@@ -72,7 +73,7 @@ image-check: image ## builds the image once more in another folder: the digests 
 	@image/check
 
 .PHONY: bench
-bench: bench-path bench-bgp bench-flood ## all benchmarks
+bench: bench-path bench-bgp bench-flood bench-ipam ## all benchmarks
 
 .PHONY: bench-bgp
 bench-bgp: lab-tools ## BGP beside BIRD and FRR: packing, 100,000 routes, one change to the kernel, memory
@@ -87,6 +88,14 @@ bench-flood: lab-tools ## a flood of 50,000 ARP requests a second: who is answer
 .PHONY: bench-path
 bench-path: lab-tools build ## the whole path in the lab: times to address and answer, memory, pulled cables
 	@target/release/bellrock-lab bench
+
+.PHONY: bench-ipam
+bench-ipam: lab-tools build ## addresses: 1,000 and 10,000 Services beside MetalLB, writes, memory, the allocator alone
+	@target/release/bellrock-lab bench-ipam
+
+.PHONY: fault-ipam
+fault-ipam: lab-tools build ## ten minutes of killed, frozen and cut-off controllers; no address may move (FAULT_FLAGS: see --help)
+	@target/release/bellrock-lab fault-ipam $(FAULT_FLAGS)
 
 .PHONY: test-repeat
 test-repeat: lab-tools parts ## namespace and lab tests N times beside a busy loop (BURNERS=1)

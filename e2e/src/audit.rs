@@ -122,19 +122,28 @@ impl Lab {
     /// The writes of the audit log after the first `skip` lines, and how many lines there are by
     /// now. The last line may still be being written; it is not counted then.
     pub fn audit(&self, skip: usize) -> Result<(Vec<Entry>, usize)> {
+        let mut entries = Vec::new();
+        let lines = self.each_audited(skip, |entry| entries.push(entry))?;
+        Ok((entries, lines))
+    }
+
+    /// As [`Lab::audit`], without keeping them.
+    pub fn each_audited(&self, skip: usize, mut take: impl FnMut(Entry)) -> Result<usize> {
         let path = self.cluster.audit_log();
         let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
         let mut reader = BufReader::new(file);
-        let (mut entries, mut lines, mut line) = (Vec::new(), 0, String::new());
+        let (mut lines, mut line) = (0, String::new());
         loop {
             line.clear();
             reader.read_line(&mut line)?;
             if !line.ends_with('\n') {
-                return Ok((entries, lines));
+                return Ok(lines);
             }
             lines += 1;
-            if lines > skip {
-                entries.extend(Entry::parse(&line));
+            if lines > skip
+                && let Some(entry) = Entry::parse(&line)
+            {
+                take(entry);
             }
         }
     }

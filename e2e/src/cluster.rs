@@ -20,6 +20,8 @@ use crate::process::{Process, Task, lock};
 pub const API_PORT: u16 = 6443;
 /// Addresses of ClusterIP Services.
 pub const SERVICE_CIDR: &str = "10.96.0.0/16";
+/// The same of the second family, in a lab that has one.
+const SERVICE_CIDR_6: &str = "fd96::/112";
 /// Addresses of all pods; each node has a /24 of it.
 pub const POD_CIDR: &str = "10.244.0.0/16";
 
@@ -78,6 +80,15 @@ const IDENTITIES: [(&str, &str, &str); 5] = [
     ("scheduler", "system:kube-scheduler", ""),
     ("proxy", "system:kube-proxy", ""),
 ];
+
+/// What the API server is to do beside serving.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ApiOptions {
+    /// Keep an audit log of writes.
+    pub audit: bool,
+    /// Give Services addresses of both families.
+    pub dual_stack: bool,
+}
 
 /// The control plane's files and where it runs.
 #[derive(Debug)]
@@ -165,8 +176,8 @@ impl Cluster {
         self.pki.path(name).display().to_string()
     }
 
-    /// Starts etcd and the API server, which keeps an audit log if `audited`.
-    pub fn start_api(&self, audited: bool) -> Result<()> {
+    /// Starts etcd and the API server.
+    pub fn start_api(&self, options: ApiOptions) -> Result<()> {
         let data = self.ground.dir().join("etcd");
         self.run(
             Part::Etcd,
@@ -182,7 +193,11 @@ impl Cluster {
             ],
         )?;
         let mut args = Vec::new();
-        if audited {
+        let mut service_cidrs = SERVICE_CIDR.to_owned();
+        if options.dual_stack {
+            service_cidrs = format!("{SERVICE_CIDR},{SERVICE_CIDR_6}");
+        }
+        if options.audit {
             let policy = self.pki.write("audit-policy.yaml", audit::POLICY)?;
             args.push(format!("--audit-policy-file={}", policy.display()));
             args.push(format!("--audit-log-path={}", self.audit_log().display()));
@@ -205,7 +220,7 @@ impl Cluster {
                 "--service-account-signing-key-file={}",
                 self.file("accounts.key")
             ),
-            format!("--service-cluster-ip-range={SERVICE_CIDR}"),
+            format!("--service-cluster-ip-range={service_cidrs}"),
             "--allow-privileged=true".into(),
             "--profiling=false".into(),
             // Webhooks are called at their endpoints: nothing here carries the addresses of

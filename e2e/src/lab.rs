@@ -28,7 +28,7 @@ use tokio::runtime::Runtime;
 use crate::bellrock::Installed;
 use crate::bellrock::Workload;
 use crate::capture::Capture;
-use crate::cluster::{API_PORT, Cluster, KubeProxy};
+use crate::cluster::{API_PORT, ApiOptions, Cluster, KubeProxy};
 use crate::frr::Frr;
 use crate::ground::{self, Ground};
 use crate::netns::Netns;
@@ -54,8 +54,8 @@ pub struct Options {
     pub topology: PathBuf,
     /// kube-proxy on the nodes.
     pub kube_proxy: KubeProxy,
-    /// The API server keeps an audit log of writes.
-    pub audit: bool,
+    /// What the API server is to do beside serving.
+    pub api: ApiOptions,
     /// Keep the logs even if nothing fails.
     pub keep_logs: bool,
     /// Gets a line at each step.
@@ -67,7 +67,7 @@ impl Default for Options {
         Self {
             topology: default_topology(),
             kube_proxy: KubeProxy::default(),
-            audit: false,
+            api: ApiOptions::default(),
             keep_logs: false,
             say: Arc::new(|line| eprintln!("{line}")),
         }
@@ -79,7 +79,7 @@ impl fmt::Debug for Options {
         f.debug_struct("Options")
             .field("topology", &self.topology)
             .field("kube_proxy", &self.kube_proxy)
-            .field("audit", &self.audit)
+            .field("api", &self.api)
             .field("keep_logs", &self.keep_logs)
             .finish_non_exhaustive()
     }
@@ -152,7 +152,7 @@ impl Lab {
             .get(&plane)
             .context("no address of the control plane")?;
         let cluster = Cluster::prepare(ground, &plane, address)?;
-        cluster.start_api(options.audit)?;
+        cluster.start_api(options.api)?;
         let mut routers = BTreeMap::new();
         for name in topology.with_role(Role::Router) {
             let file = topology.nodes[name]
@@ -385,6 +385,11 @@ impl Lab {
     /// Runs a future, such as a request of [`Lab::admin`]'s client, to its end.
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.block_on(future)
+    }
+
+    /// Runs a future beside the caller until the lab ends.
+    pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(future);
     }
 
     /// A kubeconfig with all rights that works from the machine itself.

@@ -19,6 +19,8 @@ pub mod audit;
 pub mod bellrock;
 #[cfg(feature = "lab")]
 pub mod bench;
+#[cfg(feature = "lab")]
+pub mod bench_ipam;
 pub mod bird;
 pub mod capture;
 #[cfg(feature = "lab")]
@@ -33,6 +35,8 @@ pub mod demo;
 #[cfg(feature = "lab")]
 pub mod echo;
 pub mod exabgp;
+#[cfg(feature = "lab")]
+pub mod fault;
 pub mod frr;
 pub mod gobgp;
 #[cfg(feature = "lab")]

@@ -19,7 +19,7 @@ use bellrock_e2e::cluster::KubeProxy;
 use bellrock_e2e::lab::{Lab, Options, default_topology, lab_program};
 use bellrock_e2e::parts::{self, Part};
 use bellrock_e2e::topology::Role;
-use bellrock_e2e::{agent, bench, clab, demo, echo, ground, probe, suite};
+use bellrock_e2e::{agent, bench, bench_ipam, clab, demo, echo, fault, ground, probe, suite};
 use clap::{Parser, Subcommand};
 
 /// A Kubernetes cluster on this machine: nodes, clients and routers are
@@ -61,6 +61,11 @@ enum Subject {
     Cluster(clab::Args),
     /// Measure the whole path: times, memory, pulled cables
     Bench(bench::Args),
+    /// Measure how fast addresses are given, beside MetalLB
+    BenchIpam(bench_ipam::Args),
+    /// Churn Services under two controllers that are killed, frozen and cut
+    /// off, and check by the audit log that no address moved or leaked
+    FaultIpam(fault::Args),
     /// Probe an echo server by UDP and report when it did not answer
     ///
     /// Sends a datagram every 10 ms, each from a fresh source port, until
@@ -138,6 +143,8 @@ fn main() -> ExitCode {
         }
         Subject::Cluster(args) => clab::run(&args),
         Subject::Bench(args) => bench::run(&args),
+        Subject::BenchIpam(args) => bench_ipam::run(&args),
+        Subject::FaultIpam(args) => fault::run(&args),
         Subject::Agent(args) => agent::run(args),
         Subject::Echo(args) => echo::run(args),
     };

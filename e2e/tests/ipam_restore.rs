@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use bellrock_api::VirtualIP;
 use bellrock_e2e::audit::Entry;
-use bellrock_e2e::cluster::KubeProxy;
+use bellrock_e2e::cluster::{ApiOptions, KubeProxy};
 use bellrock_e2e::lab::{Lab, Options, service};
 use bellrock_e2e::suite::NAMESPACE;
 use k8s_openapi::api::core::v1::Service;
@@ -114,7 +114,10 @@ fn release_all(lab: &Lab, kept: usize) {
 fn what_is_right_is_not_written_and_what_is_reserved_comes_back() -> Result<()> {
     let lab = Lab::up(&Options {
         kube_proxy: KubeProxy::None,
-        audit: true,
+        api: ApiOptions {
+            audit: true,
+            ..ApiOptions::default()
+        },
         ..Options::default()
     })?;
     lab.install("")?;

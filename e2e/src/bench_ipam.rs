@@ -1,0 +1,317 @@
+//! `bellrock-lab bench-ipam`: how fast addresses are given, beside MetalLB in the same lab, what
+//! that costs the API server in writes and the controller in memory, and how fast the allocator is
+//! alone. Fails when a target is missed.
+
+mod alloc;
+mod flood;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use bellrock_api::VirtualIP;
+use kube::Api;
+use kube::api::ListParams;
+use serde_json::json;
+
+use crate::bellrock::Workload;
+use crate::cluster::{ApiOptions, KubeProxy};
+use crate::lab::{Lab, Options};
+use crate::parts::{self, Part};
+use crate::process::Task;
+use crate::suite::NAMESPACE;
+use flood::Flood;
+
+/// Options of `bellrock-lab bench-ipam`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Services of the larger run
+    #[arg(long, default_value_t = 10_000)]
+    services: usize,
+    /// Services created one by one after it
+    #[arg(long, default_value_t = 200)]
+    more: usize,
+}
+
+/// The figures: name, unit, and the largest value that meets the target, or the smallest.
+const TARGETS: [(&str, &str, Target); 8] = [
+    ("ipam.pending_1000_s", "s", Target::AtMost(5.0)),
+    ("ipam.pending_1000_metallb_s", "s", Target::None),
+    ("ipam.writes_per_service", "writes", Target::AtMost(3.0)),
+    ("ipam.pending_10000_s", "s", Target::AtMost(60.0)),
+    ("ipam.one_more_p99_ms", "ms", Target::AtMost(50.0)),
+    ("ipam.rss_1000_mb", "MB", Target::AtMost(25.0)),
+    ("ipam.rss_10000_mb", "MB", Target::AtMost(80.0)),
+    ("ipam.alloc_per_s", "1/s", Target::AtLeast(1_000_000.0)),
+];
+
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    AtMost(f64),
+    AtLeast(f64),
+    None,
+}
+
+impl Target {
+    fn is_met(self, value: f64) -> bool {
+        match self {
+            Self::AtMost(most) => value <= most,
+            Self::AtLeast(least) => value >= least,
+            Self::None => true,
+        }
+    }
+}
+
+/// What was measured.
+#[derive(Debug, Default)]
+struct Figures(BTreeMap<&'static str, f64>);
+
+impl Figures {
+    /// Keeps and prints a figure.
+    fn note(&mut self, name: &'static str, value: f64) {
+        let unit = TARGETS.iter().find(|(known, _, _)| *known == name);
+        let unit = unit.map(|(_, unit, _)| *unit).unwrap_or_default();
+        println!("bench: {name} {value:.2} {unit}");
+        self.0.insert(name, value);
+    }
+}
+
+/// Measures and prints, a line `bench: NAME VALUE UNIT` for each figure.
+pub fn run(args: &Args) -> Result<()> {
+    let mut figures = Figures::default();
+    figures.note("ipam.alloc_per_s", alloc::measure());
+    let lab = Lab::up(&Options {
+        kube_proxy: KubeProxy::None,
+        api: ApiOptions {
+            audit: true,
+            ..ApiOptions::default()
+        },
+        ..Options::default()
+    })?;
+    let measured = measure(&lab, args, &mut figures);
+    if measured.is_err() {
+        lab.keep_logs();
+    }
+    measured.with_context(|| format!("logs in {}", lab.dir().join("logs").display()))?;
+    judge(&figures)
+}
+
+/// Fails if a figure is missing or misses its target.
+fn judge(figures: &Figures) -> Result<()> {
+    let mut missed = Vec::new();
+    for (name, _, target) in TARGETS {
+        match figures.0.get(name) {
+            Some(value) if target.is_met(*value) => {}
+            Some(value) => missed.push(format!("{name} is {value:.2}, want {target:?}")),
+            None => missed.push(format!("{name} was not measured")),
+        }
+    }
+    let ours = figures.0.get("ipam.pending_1000_s");
+    if let (Some(ours), Some(theirs)) = (ours, figures.0.get("ipam.pending_1000_metallb_s"))
+        && *ours > theirs / 5.0
+    {
+        missed.push(format!("{ours:.2} s is more than a fifth of MetalLB's"));
+    }
+    ensure!(missed.is_empty(), "targets missed: {}", missed.join("; "));
+    Ok(())
+}
+
+fn measure(lab: &Lab, args: &Args, figures: &mut Figures) -> Result<()> {
+    lab.install("")?;
+    let object = |kind: &str, spec: serde_json::Value| {
+        json!({
+            "apiVersion": "bellrock.dev/v1beta1", "kind": kind,
+            "metadata": { "name": "main", "namespace": NAMESPACE }, "spec": spec,
+        })
+    };
+    let pool = json!({ "addresses": ["10.32.0.0/16"], "reuseDelay": "0s" });
+    lab.apply(&object("IPAddressPool", pool).to_string())?;
+    lab.apply(&object("L2Advertisement", json!({})).to_string())?;
+
+    // 1,000 pending Services, and our controller starts.
+    let flood = Flood::start(lab)?;
+    flood.create(1_000)?;
+    let (_, mark) = lab.audit(0)?;
+    flood.begin();
+    let controller = lab.launch_controller()?;
+    figures.note("ipam.pending_1000_s", flood.until_addressed(1_000)?);
+    lab.until("every Event is in the log", PATIENCE, || {
+        writes(lab, mark, 1_000).map(|per_service| {
+            figures.note("ipam.writes_per_service", per_service);
+        })
+    })?;
+    figures.note("ipam.rss_1000_mb", rss(&controller)?);
+    clear(lab, &flood)?;
+    controller.terminate(Duration::from_secs(10))?;
+
+    // The same for MetalLB's.
+    flood.create(1_000)?;
+    prepare_metallb(lab)?;
+    flood.begin();
+    let metallb = start_metallb(lab)?;
+    figures.note("ipam.pending_1000_metallb_s", flood.until_addressed(1_000)?);
+    metallb.kill9()?;
+    flood.delete_all()?;
+
+    // Ten times as many.
+    flood.create(args.services)?;
+    flood.begin();
+    controller.respawn()?;
+    figures.note(
+        "ipam.pending_10000_s",
+        flood.until_addressed(args.services)?,
+    );
+    // Events that wait are published before anything is called idle.
+    lab.until("the controller is idle", PATIENCE, || {
+        let (_, before) = lab.audit(usize::MAX)?;
+        std::thread::sleep(Duration::from_millis(500));
+        let (_, after) = lab.audit(usize::MAX)?;
+        ensure!(after < before + 10, "{} writes", after - before);
+        Ok(())
+    })?;
+    figures.note("ipam.rss_10000_mb", rss(&controller)?);
+    let mut times = flood.one_by_one(args.more)?;
+    times.sort_by(f64::total_cmp);
+    let rank = (times.len() * 99).div_ceil(100).saturating_sub(1);
+    let p99 = times.get(rank).context("none was created")?;
+    figures.note("ipam.one_more_p99_ms", p99 * 1000.0);
+    Ok(())
+}
+
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Writes of our controller about Services: records, status, Events. Fails while an Event is
+/// missing.
+fn writes(lab: &Lab, mark: usize, services: usize) -> Result<f64> {
+    let (entries, _) = lab.audit(mark)?;
+    // Events about pools are in our own namespace.
+    let ours = entries
+        .iter()
+        .filter(|entry| entry.by_controller() && entry.namespace != NAMESPACE);
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    for entry in ours {
+        *kinds.entry(entry.resource.as_str()).or_default() += 1;
+    }
+    let count = |kind| kinds.get(kind).copied().unwrap_or(0);
+    ensure!(count("events") >= services, "{} Events", count("events"));
+    // Leases and the counters of pools are written by the clock, not for a Service.
+    let about = count("virtualips") + count("services/status") + count("events");
+    let number = |n: usize| u32::try_from(n).map(f64::from).unwrap_or(f64::MAX);
+    Ok(number(about) / number(services))
+}
+
+/// The most memory that it ever had.
+fn rss(controller: &Workload) -> Result<f64> {
+    let kib = u32::try_from(controller.peak_rss_kib()?)?;
+    Ok(f64::from(kib) * 1024.0 / 1_000_000.0)
+}
+
+fn clear(lab: &Lab, flood: &Flood<'_>) -> Result<()> {
+    flood.delete_all()?;
+    lab.until("every address is released", PATIENCE, || {
+        let vips: Api<VirtualIP> = Api::all(lab.admin());
+        let left = lab.block_on(vips.list(&ListParams::default().limit(1)))?;
+        ensure!(left.items.is_empty(), "some are left");
+        Ok(())
+    })
+}
+
+const METALLB: &str = "metallb-system";
+
+/// MetalLB's kinds, a pool of the same size, and an L2Advertisement.
+fn prepare_metallb(lab: &Lab) -> Result<()> {
+    parts::ensure(&[Part::Metallb], &|line| eprintln!("{line}"))?;
+    let source = parts::source(Part::Metallb, "go.universe.tf/metallb")?;
+    let crds = source.join("config/crd/bases").display().to_string();
+    lab.kubectl(&["apply", "--server-side", "-f", &crds])?;
+    lab.kubectl(&[
+        "wait",
+        "--for=condition=Established",
+        "--timeout=60s",
+        "crd",
+        "--all",
+    ])?;
+    lab.kubectl(&["create", "namespace", METALLB])?;
+    // It looks for the Deployment that it runs as.
+    let labels = json!({ "app": "metallb" });
+    let deployment = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": { "name": "controller", "namespace": METALLB },
+        "spec": {
+            "replicas": 0, "selector": { "matchLabels": labels },
+            "template": {
+                "metadata": { "labels": labels },
+                "spec": { "containers": [{ "name": "controller", "image": "none" }] },
+            },
+        },
+    });
+    lab.apply(&deployment.to_string())?;
+    let object = |kind: &str, spec: serde_json::Value| {
+        json!({
+            "apiVersion": "metallb.io/v1beta1", "kind": kind,
+            "metadata": { "name": "main", "namespace": METALLB }, "spec": spec,
+        })
+        .to_string()
+    };
+    lab.apply(&object(
+        "IPAddressPool",
+        json!({ "addresses": ["10.33.0.0/16"] }),
+    ))?;
+    lab.apply(&object("L2Advertisement", json!({})))?;
+    Ok(())
+}
+
+/// MetalLB's controller, with all rights.
+fn start_metallb(lab: &Lab) -> Result<std::sync::Arc<crate::process::Process>> {
+    let env = [
+        ("METALLB_NAMESPACE", METALLB.to_owned()),
+        ("METALLB_DEPLOYMENT", "controller".to_owned()),
+        ("METALLB_ML_SECRET_NAME", "memberlist".to_owned()),
+        (
+            "KUBECONFIG",
+            lab.cluster.identity("admin").display().to_string(),
+        ),
+    ];
+    lab.start_process(
+        "cp",
+        Task {
+            name: "metallb-controller".to_owned(),
+            program: parts::path(Part::Metallb)?,
+            args: [
+                "--port=7472",
+                "--log-level=info",
+                "--webhook-mode=disabled",
+                "--disable-cert-rotation=true",
+            ]
+            .map(Into::into)
+            .to_vec(),
+            env: env.map(|(name, value)| (name.to_owned(), value)).into(),
+            ..Task::default()
+        },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_figure_and_a_missed_target_fail() {
+        let mut figures = Figures::default();
+        for (name, _, target) in TARGETS {
+            let value = match target {
+                Target::AtMost(value) | Target::AtLeast(value) => value,
+                Target::None => 30.0,
+            };
+            figures.0.insert(name, value);
+        }
+        judge(&figures).unwrap();
+        figures.0.insert("ipam.pending_1000_metallb_s", 20.0);
+        assert!(judge(&figures).is_err(), "more than a fifth");
+        figures.0.insert("ipam.pending_1000_metallb_s", 30.0);
+        figures.0.insert("ipam.alloc_per_s", 999_999.0);
+        assert!(judge(&figures).is_err(), "too slow");
+        figures.0.remove("ipam.alloc_per_s");
+        assert!(judge(&figures).is_err(), "missing");
+    }
+}

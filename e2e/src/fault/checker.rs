@@ -1,0 +1,292 @@
+//! Judges a history: whether an address was ever held by two Services unlawfully, moved unasked,
+//! given out before its rest was over, or leaked. Pure, and independent of the controller's code.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use bellrock_api::{AddressRange, Claim};
+use k8s_openapi::jiff::Timestamp;
+
+use super::history::{Act, Event, Key, Record, Told, Wish};
+
+/// A pool of the run; none is changed while it goes on.
+#[derive(Clone, Debug)]
+pub(crate) struct Pool {
+    pub(crate) name: &'static str,
+    pub(crate) ranges: Vec<AddressRange>,
+}
+
+/// What may not happen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Violation {
+    /// Two Services have an address, on terms on which they may not share it.
+    Doubled(IpAddr, Key, Key),
+    /// A Service is told an address that is not recorded for it.
+    NotHeld(IpAddr, Key),
+    /// A Service lost an address, though nothing that it asked for since calls for that.
+    Moved(IpAddr, Key),
+    /// Given to another Service before its rest was over.
+    RestCutShort(IpAddr, Key),
+    /// In the end, recorded for nobody, or for a Service that is not there or is not told.
+    Leaked(IpAddr, Option<Key>),
+    /// In the end, a Service that is ours has not been told anything.
+    Forgotten(Key),
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = |key: &Key| format!("{}/{}", key.0, key.1);
+        match self {
+            Self::Doubled(ip, a, b) => write!(f, "{ip} is held by {} and {}", name(a), name(b)),
+            Self::NotHeld(ip, key) => write!(f, "{} shows {ip} and does not hold it", name(key)),
+            Self::Moved(ip, key) => write!(f, "{} lost {ip} unasked", name(key)),
+            Self::RestCutShort(ip, key) => write!(f, "{} got {ip}, which rests", name(key)),
+            Self::Leaked(ip, Some(key)) => write!(f, "{ip} is leaked to {}", name(key)),
+            Self::Leaked(ip, None) => write!(f, "{ip} is leaked"),
+            Self::Forgotten(key) => write!(f, "{} was told nothing", name(key)),
+        }
+    }
+}
+
+/// What a history shows.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Verdict {
+    pub(crate) violations: Vec<(usize, Violation)>,
+    /// Times that a Service was given an address.
+    pub(crate) allocations: usize,
+    /// Times that another controller came to lead.
+    pub(crate) leader_changes: usize,
+    /// Writes of which the API server does not say whether they were made.
+    pub(crate) perhaps: usize,
+    /// Addresses that are recorded in the end, and for whom.
+    pub(crate) holders: BTreeMap<IpAddr, BTreeSet<Key>>,
+}
+
+/// A Service, and what it asked for since it has each of its addresses.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    told: Told,
+    asked: BTreeMap<IpAddr, Vec<Wish>>,
+}
+
+#[derive(Debug, Default)]
+struct Checker<'a> {
+    pools: &'a [Pool],
+    rest: Duration,
+    services: BTreeMap<Key, Known>,
+    vips: BTreeMap<IpAddr, Record>,
+    perhaps: BTreeMap<IpAddr, BTreeSet<Key>>,
+    shown: BTreeMap<IpAddr, BTreeSet<Key>>,
+    /// When addresses that are not recorded any more were released, and by whom.
+    resting: BTreeMap<IpAddr, (Timestamp, Key)>,
+    leader: Option<String>,
+    at: usize,
+    verdict: Verdict,
+}
+
+/// Judges `events`, which end when everything is quiet again. Every pool's addresses rest for
+/// `rest`.
+pub(crate) fn check(events: &[Event], pools: &[Pool], rest: Duration) -> Verdict {
+    let mut checker = Checker {
+        pools,
+        rest,
+        ..Checker::default()
+    };
+    for (at, event) in events.iter().enumerate() {
+        checker.at = at;
+        checker.event(event);
+    }
+    checker.at = events.len();
+    checker.end();
+    checker.verdict
+}
+
+impl Checker<'_> {
+    fn found(&mut self, violation: Violation) {
+        self.verdict.violations.push((self.at, violation));
+    }
+
+    fn event(&mut self, event: &Event) {
+        match &event.act {
+            Act::Service(key, told) => self.service(key, told),
+            Act::ServiceGone(key, uid) => {
+                if self.services.get(key).is_some_and(|k| k.told.uid == *uid) {
+                    self.forget(key);
+                }
+            }
+            Act::Vip(ip, record) => self.vip(*ip, record, event.received),
+            Act::VipPerhaps(ip, keys) => {
+                self.verdict.perhaps += 1;
+                self.perhaps.entry(*ip).or_default().extend(keys.clone());
+            }
+            Act::VipGone(ip) => {
+                if let Some(Record { claims, released }) = self.vips.remove(ip) {
+                    // One that still has claims is released by this.
+                    let last = claims.into_keys().next();
+                    let released = match last {
+                        Some(last) => Some((event.received, last)),
+                        None => released,
+                    };
+                    self.resting
+                        .extend(released.map(|released| (*ip, released)));
+                }
+                self.perhaps.remove(ip);
+                self.all_held(*ip);
+            }
+            Act::Leads(name) => {
+                if !name.is_empty() && self.leader.as_ref() != Some(name) {
+                    self.verdict.leader_changes += usize::from(self.leader.is_some());
+                    self.leader = Some(name.clone());
+                }
+            }
+        }
+    }
+
+    fn forget(&mut self, key: &Key) {
+        if let Some(known) = self.services.remove(key) {
+            for ip in known.told.shows {
+                self.hide(ip, key);
+            }
+        }
+    }
+
+    fn hide(&mut self, ip: IpAddr, key: &Key) {
+        if let Some(keys) = self.shown.get_mut(&ip) {
+            keys.remove(key);
+        }
+    }
+
+    fn service(&mut self, key: &Key, told: &Told) {
+        if self
+            .services
+            .get(key)
+            .is_some_and(|k| k.told.uid != told.uid)
+        {
+            self.forget(key);
+        }
+        let mut known = self.services.remove(key).unwrap_or_default();
+        for wishes in known.asked.values_mut() {
+            if wishes.last() != Some(&told.wish) {
+                wishes.push(told.wish.clone());
+            }
+        }
+        let before = std::mem::take(&mut known.told.shows);
+        for ip in before.difference(&told.shows) {
+            let wishes = known.asked.remove(ip).unwrap_or_default();
+            if !self.is_called_for(*ip, &wishes) {
+                self.found(Violation::Moved(*ip, key.clone()));
+            }
+            self.hide(*ip, key);
+        }
+        for ip in told.shows.difference(&before) {
+            known.asked.insert(*ip, vec![told.wish.clone()]);
+            self.shown.entry(*ip).or_default().insert(key.clone());
+        }
+        known.told = told.clone();
+        self.services.insert(key.clone(), known);
+        for ip in &told.shows {
+            self.all_held(*ip);
+        }
+    }
+
+    /// Whether one of a Service's wishes since it has `ip`, the first of them that with which it
+    /// got it, is a reason to take it away.
+    fn is_called_for(&self, ip: IpAddr, wishes: &[Wish]) -> bool {
+        let Some((first, later)) = wishes.split_first() else {
+            return true;
+        };
+        later.iter().any(|wish| {
+            let family = usize::from(ip.is_ipv6());
+            let same_family = |other: &&IpAddr| other.is_ipv6() == ip.is_ipv6();
+            let in_pool = |pool: &&Pool| {
+                wish.pools.contains(pool.name) && pool.ranges.iter().any(|r| r.contains(ip))
+            };
+            let shares = first.key.is_some() || wish.key.is_some();
+            !wish.ours
+                || !wish.families[family]
+                || wish.addresses.iter().filter(same_family).any(|a| *a != ip)
+                || (!wish.pools.is_empty() && !self.pools.iter().any(|p| in_pool(&p)))
+                || (shares && (first.key != wish.key || first.ports != wish.ports))
+        })
+    }
+
+    fn vip(&mut self, ip: IpAddr, record: &Record, received: Timestamp) {
+        let before = self.vips.get(&ip).cloned();
+        let had = |key: &Key| before.as_ref().is_some_and(|b| b.claims.contains_key(key));
+        let new: Vec<&Key> = record.claims.keys().filter(|key| !had(key)).collect();
+        self.verdict.allocations += new.len();
+        let released = before
+            .as_ref()
+            .filter(|b| b.claims.is_empty())
+            .and_then(|b| b.released.clone())
+            .or_else(|| self.resting.remove(&ip));
+        if let Some((at, by)) = released {
+            let rested = at.duration_until(received);
+            let short = Duration::try_from(rested).is_ok_and(|rested| rested < self.rest);
+            for key in new.iter().filter(|key| short && ***key != by) {
+                self.found(Violation::RestCutShort(ip, (*key).clone()));
+            }
+        }
+        let claims: Vec<(&Key, &Claim)> = record.claims.iter().collect();
+        for (index, (a, left)) in claims.iter().enumerate() {
+            for (b, right) in claims.iter().skip(index + 1) {
+                if !may_share(left, right) {
+                    self.found(Violation::Doubled(ip, (*a).clone(), (*b).clone()));
+                }
+            }
+        }
+        self.vips.insert(ip, record.clone());
+        self.perhaps.remove(&ip);
+        self.all_held(ip);
+    }
+
+    /// Whoever shows an address holds it.
+    fn all_held(&mut self, ip: IpAddr) {
+        let holds = |key: &Key| {
+            let recorded = self.vips.get(&ip);
+            recorded.is_some_and(|record| record.claims.contains_key(key))
+                || self.perhaps.get(&ip).is_some_and(|keys| keys.contains(key))
+        };
+        let shown = self.shown.get(&ip).into_iter().flatten();
+        let not: Vec<Key> = shown.filter(|key| !holds(key)).cloned().collect();
+        for key in not {
+            self.found(Violation::NotHeld(ip, key));
+        }
+    }
+
+    fn end(&mut self) {
+        let mut found = Vec::new();
+        for (ip, record) in &self.vips {
+            if record.claims.is_empty() {
+                found.push(Violation::Leaked(*ip, None));
+            }
+            for key in record.claims.keys() {
+                let told = self.services.get(key).map(|known| &known.told);
+                if !told.is_some_and(|told| told.wish.ours && told.shows.contains(ip)) {
+                    found.push(Violation::Leaked(*ip, Some(key.clone())));
+                }
+            }
+            let keys = record.claims.keys().cloned().collect();
+            self.verdict.holders.insert(*ip, keys);
+        }
+        for (key, known) in &self.services {
+            if known.told.wish.ours && known.told.reason.is_none() {
+                found.push(Violation::Forgotten(key.clone()));
+            }
+        }
+        for violation in found {
+            self.found(violation);
+        }
+    }
+}
+
+/// Whether two claims go together: one namespace, one key that both give, and no port in common.
+fn may_share(a: &Claim, b: &Claim) -> bool {
+    let in_common = a.ports.iter().any(|port| b.ports.contains(port));
+    a.namespace == b.namespace
+        && a.sharing_key.is_some()
+        && a.sharing_key == b.sharing_key
+        && !in_common
+}

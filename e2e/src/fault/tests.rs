@@ -1,0 +1,373 @@
+//! The checker against planted violations, told as the audit log tells them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bellrock_api::virtual_ip_name;
+use serde_json::{Value, json};
+
+use super::checker::{Pool, Verdict, Violation, check};
+use super::history::{History, Key};
+use crate::audit::Entry;
+
+const REST: Duration = Duration::from_secs(10);
+
+/// A log that is written line by line, a second after the other.
+#[derive(Default)]
+struct Log {
+    history: History,
+    second: u32,
+    /// How often each name was deleted: what comes after has another uid.
+    deaths: BTreeMap<String, u32>,
+}
+
+fn key(name: &str) -> Key {
+    ("default".to_owned(), name.to_owned())
+}
+
+/// A Service as its owner wants it.
+fn wish(changes: &Value) -> Value {
+    let mut spec = json!({
+        "type": "LoadBalancer", "ipFamilies": ["IPv4"], "ports": [{ "port": 80 }],
+    });
+    for (field, value) in changes.as_object().into_iter().flatten() {
+        spec[field] = value.clone();
+    }
+    spec
+}
+
+impl Log {
+    /// A line, answered half a second after it was asked for.
+    fn line(&mut self, verb: &str, object: &Value, code: u64, sent: &Value, answer: &Value) {
+        self.second += 1;
+        let time = |millis: u32| {
+            let (minute, second) = (self.second / 60, self.second % 60);
+            format!("2026-01-01T00:{minute:02}:{second:02}.{millis:03}Z")
+        };
+        let line = json!({
+            "stage": "ResponseComplete", "verb": verb, "objectRef": object,
+            "user": { "username": "someone" }, "responseStatus": { "code": code },
+            "requestReceivedTimestamp": time(0), "stageTimestamp": time(500),
+            "requestObject": sent, "responseObject": answer,
+        });
+        self.history.add(&Entry::parse(&line.to_string()).unwrap());
+    }
+
+    fn uid(&self, name: &str) -> String {
+        let deaths = self.deaths.get(name).copied().unwrap_or(0);
+        format!("uid-{name}-{deaths}")
+    }
+
+    /// The uid of what is deleted by this.
+    fn end_of(&mut self, name: &str) -> String {
+        let uid = self.uid(name);
+        *self.deaths.entry(name.to_owned()).or_default() += 1;
+        uid
+    }
+
+    fn version(&self) -> String {
+        (100 + self.second).to_string()
+    }
+
+    fn service(&mut self, name: &str, spec: &Value, annotations: &Value, shows: &[&str]) {
+        let ingress: Vec<Value> = shows.iter().map(|ip| json!({ "ip": ip })).collect();
+        let reason = "Allocated";
+        let object = json!({
+            "metadata": {
+                "name": name, "namespace": "default", "uid": self.uid(name),
+                "resourceVersion": self.version(), "annotations": annotations,
+            },
+            "spec": wish(spec),
+            "status": {
+                "loadBalancer": { "ingress": ingress },
+                "conditions": [{ "type": "bellrock.dev/LoadBalancer", "reason": reason }],
+            },
+        });
+        let target = json!({ "resource": "services", "namespace": "default", "name": name });
+        self.line("patch", &target, 200, &json!(null), &object);
+    }
+
+    fn told(&mut self, name: &str, shows: &[&str]) {
+        self.service(name, &json!({}), &json!({}), shows);
+    }
+
+    fn deleted(&mut self, name: &str) {
+        let target = json!({ "resource": "services", "namespace": "default", "name": name });
+        let uid = self.end_of(name);
+        let answer = json!({ "kind": "Status", "details": { "uid": uid } });
+        self.line("delete", &target, 200, &json!(null), &answer);
+    }
+
+    fn vip(&mut self, ip: &str, claims: &[(&str, u16, &str)]) {
+        self.vip_with(ip, claims, &json!({}), 200);
+    }
+
+    fn vip_with(&mut self, ip: &str, claims: &[(&str, u16, &str)], notes: &Value, code: u64) {
+        let claims: Vec<Value> = claims
+            .iter()
+            .map(|(name, port, key)| {
+                let mut claim = json!({
+                    "namespace": "default", "name": name,
+                    "ports": [{ "protocol": "TCP", "port": port }],
+                });
+                if !key.is_empty() {
+                    claim["sharingKey"] = json!(key);
+                }
+                claim
+            })
+            .collect();
+        let name = virtual_ip_name(ip.parse().unwrap());
+        let spec = json!({ "address": ip, "claims": claims });
+        let object = json!({
+            "metadata": {
+                "name": name, "uid": self.uid(ip), "annotations": notes,
+                "resourceVersion": self.version(),
+            },
+            "spec": spec,
+        });
+        let target = json!({ "resource": "virtualips", "name": name });
+        let sent = json!({ "spec": spec });
+        let answer = if code < 300 { object } else { json!(null) };
+        self.line("patch", &target, code, &sent, &answer);
+    }
+
+    /// The last claim goes at this second.
+    fn rests(&mut self, ip: &str, by: &str) {
+        let at = format!(
+            "2026-01-01T00:{:02}:{:02}Z",
+            self.second / 60,
+            self.second % 60
+        );
+        let notes = json!({
+            "bellrock.dev/released-at": at, "bellrock.dev/released-by": format!("default/{by}"),
+        });
+        self.vip_with(ip, &[], &notes, 200);
+    }
+
+    fn vip_deleted(&mut self, ip: &str) {
+        let name = virtual_ip_name(ip.parse().unwrap());
+        let target = json!({ "resource": "virtualips", "name": name });
+        let uid = self.end_of(ip);
+        let answer = json!({ "kind": "Status", "details": { "uid": uid } });
+        self.line("delete", &target, 200, &json!(null), &answer);
+    }
+
+    fn leads(&mut self, name: &str) {
+        let target = json!({ "resource": "leases", "namespace": "bellrock-system", "name": "l" });
+        let lease = json!({
+            "metadata": { "resourceVersion": self.version() }, "spec": { "holderIdentity": name },
+        });
+        self.line("patch", &target, 200, &json!(null), &lease);
+    }
+
+    fn verdict(self) -> Verdict {
+        let pools = [("a", "192.0.2.0/25"), ("b", "192.0.2.128/25")].map(|(name, range)| Pool {
+            name,
+            ranges: vec![range.parse().unwrap()],
+        });
+        check(&self.history.ordered(), &pools, REST)
+    }
+
+    fn violations(self) -> Vec<Violation> {
+        let verdict = self.verdict();
+        verdict.violations.into_iter().map(|(_, v)| v).collect()
+    }
+}
+
+const X: &str = "192.0.2.1";
+const Y: &str = "192.0.2.200";
+
+fn ip(text: &str) -> std::net::IpAddr {
+    text.parse().unwrap()
+}
+
+/// One Service that has an address, as it should be.
+fn one() -> Log {
+    let mut log = Log::default();
+    log.told("web", &[]);
+    log.vip(X, &[("web", 80, "")]);
+    log.told("web", &[X]);
+    log
+}
+
+#[test]
+fn a_life_as_it_should_be_is_no_violation() {
+    let mut log = one();
+    log.leads("one");
+    log.leads("two");
+    log.leads("two");
+    // Two share.
+    log.vip(Y, &[("dns-udp", 53, "dns")]);
+    log.service("dns-udp", &json!({}), &json!({}), &[Y]);
+    log.vip(Y, &[("dns-udp", 53, "dns"), ("dns-tcp", 54, "dns")]);
+    log.service("dns-tcp", &json!({}), &json!({}), &[Y]);
+    // One goes; its address rests, and goes to another.
+    log.deleted("web");
+    log.rests(X, "web");
+    for _ in 0..12 {
+        log.leads("two");
+    }
+    log.vip_deleted(X);
+    log.vip(X, &[("new", 80, "")]);
+    log.told("new", &[X]);
+    let verdict = log.verdict();
+    assert_eq!(verdict.violations, []);
+    assert_eq!(verdict.allocations, 4);
+    assert_eq!(verdict.leader_changes, 1);
+    assert_eq!(verdict.holders.len(), 2);
+}
+
+#[test]
+fn an_address_with_two_services_is_found() {
+    for (claims, lawful) in [
+        ([("web", 80, ""), ("thief", 81, "")], false),
+        ([("web", 80, "k"), ("thief", 81, "other")], false),
+        ([("web", 80, "k"), ("thief", 80, "k")], false),
+        ([("web", 80, "k"), ("thief", 81, "k")], true),
+    ] {
+        let mut log = one();
+        log.vip(X, &claims);
+        log.told("thief", &[X]);
+        let found = log.violations();
+        let doubled = Violation::Doubled(ip(X), key("thief"), key("web"));
+        assert_eq!(found.contains(&doubled), !lawful, "{claims:?}: {found:?}");
+    }
+}
+
+#[test]
+fn an_address_that_is_told_but_not_recorded_is_found() {
+    // Never recorded for it.
+    let mut log = one();
+    log.told("thief", &[X]);
+    assert_eq!(log.violations(), [Violation::NotHeld(ip(X), key("thief"))]);
+    // Recorded no more.
+    let mut log = one();
+    log.vip_deleted(X);
+    assert_eq!(log.violations(), [Violation::NotHeld(ip(X), key("web"))]);
+    // A write of which nobody knows may have recorded it.
+    let mut log = one();
+    log.vip_with(Y, &[("late", 80, "")], &json!({}), 504);
+    log.told("late", &[Y]);
+    let verdict = log.verdict();
+    assert_eq!((verdict.violations, verdict.perhaps), (vec![], 1));
+}
+
+#[test]
+fn an_address_that_moves_is_found_unless_the_service_asked_for_it() {
+    let annotated = |name: &str, value: &str| json!({ format!("bellrock.dev/{name}"): value });
+    for (spec, annotations, asked) in [
+        (json!({}), json!({}), false),
+        // Other ports are no reason to move one that does not share.
+        (json!({ "ports": [{ "port": 443 }] }), json!({}), false),
+        (json!({}), annotated("address-pool", "a"), false),
+        (json!({}), annotated("load-balancer-ips", X), false),
+        (
+            json!({ "loadBalancerClass": "bellrock.dev/bellrock" }),
+            json!({}),
+            false,
+        ),
+        (json!({}), annotated("address-pool", "b"), true),
+        (json!({}), annotated("load-balancer-ips", Y), true),
+        (json!({}), annotated("sharing-key", "k"), true),
+        (
+            json!({ "loadBalancerClass": "example.com/other" }),
+            json!({}),
+            true,
+        ),
+        (json!({ "type": "ClusterIP" }), json!({}), true),
+        (json!({ "ipFamilies": ["IPv6"] }), json!({}), true),
+    ] {
+        let mut log = one();
+        log.service("web", &spec, &annotations, &[X]);
+        log.vip(Y, &[("web", 80, "")]);
+        log.service("web", &spec, &annotations, &[Y]);
+        log.vip_deleted(X);
+        let moved = log
+            .violations()
+            .contains(&Violation::Moved(ip(X), key("web")));
+        assert_eq!(moved, !asked, "{spec} {annotations}");
+    }
+}
+
+#[test]
+fn an_address_that_is_given_before_its_rest_is_over_is_found() {
+    for (name, deleted, pause, early) in [
+        ("new", false, 2, true),
+        ("new", true, 2, true),
+        ("new", true, 12, false),
+        // It may come back to who had it.
+        ("web", true, 2, false),
+    ] {
+        let mut log = one();
+        log.deleted("web");
+        log.rests(X, "web");
+        for _ in 0..pause {
+            log.leads("one");
+        }
+        if deleted {
+            log.vip_deleted(X);
+        }
+        log.vip(X, &[(name, 80, "")]);
+        log.told(name, &[X]);
+        let expected = if early {
+            vec![Violation::RestCutShort(ip(X), key(name))]
+        } else {
+            vec![]
+        };
+        assert_eq!(log.violations(), expected, "{name} after {pause} s");
+    }
+}
+
+#[test]
+fn an_address_that_is_left_behind_is_found() {
+    // Its Service is gone.
+    let mut log = one();
+    log.deleted("web");
+    let leaked = Violation::Leaked(ip(X), Some(key("web")));
+    assert_eq!(log.violations(), [leaked]);
+    // Its Service was never told.
+    let mut log = one();
+    log.vip(Y, &[("web", 80, "")]);
+    let leaked = Violation::Leaked(ip(Y), Some(key("web")));
+    assert_eq!(log.violations(), [leaked]);
+    // It rests for ever.
+    let mut log = one();
+    log.deleted("web");
+    log.rests(X, "web");
+    assert_eq!(log.violations(), [Violation::Leaked(ip(X), None)]);
+}
+
+#[test]
+fn a_service_that_nobody_looked_at_is_found() {
+    let mut log = one();
+    let target = json!({ "resource": "services", "namespace": "default", "name": "new" });
+    let object = json!({
+        "metadata": { "name": "new", "uid": "u", "resourceVersion": log.version() },
+        "spec": wish(&json!({})), "status": {},
+    });
+    log.line("create", &target, 201, &json!(null), &object);
+    assert_eq!(log.violations(), [Violation::Forgotten(key("new"))]);
+}
+
+#[test]
+fn versions_not_lines_make_the_order_and_what_is_listed_closes_it() {
+    // The line of the status comes before that of the record.
+    let mut log = one();
+    log.second += 1;
+    log.told("late", &[Y]);
+    log.second -= 2;
+    log.vip(Y, &[("late", 80, "")]);
+    assert_eq!(log.violations(), []);
+    // Nobody told of the last write.
+    let mut log = one();
+    let status = json!({ "loadBalancer": { "ingress": [] } });
+    let listed = json!({
+        "metadata": { "name": "web", "namespace": "default", "uid": "uid-web-0", "resourceVersion": "999" },
+        "spec": wish(&json!({})), "status": status,
+    });
+    assert_eq!(log.history.close(&[listed], &[]), 1);
+    assert!(
+        log.violations()
+            .contains(&Violation::Moved(ip(X), key("web")))
+    );
+}
