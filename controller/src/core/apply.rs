@@ -446,6 +446,13 @@ impl Core {
         if recorded.is_empty() && self.vips.get(&ip).is_some_and(|vip| !vip.managed) {
             return false;
         }
+        // The last of those whom it would have joined has left: it rests for everybody else.
+        if let Some(Release { at, by }) = self.vips.get(&ip).and_then(VipView::at_rest)
+            && by.as_ref() != Some(key)
+            && at.saturating_add(self.allocator.reuse_delay(ip)) > self.now
+        {
+            return false;
+        }
         let Some(holding) = self.allocator.holding(ip) else {
             return false;
         };

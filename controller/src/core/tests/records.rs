@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use bellrock_api::annotations::{ADDRESS_POOL, SHARING_KEY};
 use serde_json::json;
 
 use super::cluster::{Cluster, address, cluster, ips};
@@ -496,4 +497,29 @@ fn a_released_address_rests_across_restarts_and_its_record_goes_when_the_rest_is
     last.settle_for_good(&mut cluster);
     assert_eq!(cluster.vips.len(), 1);
     assert_eq!(last.core.next_deadline(), None);
+}
+
+#[test]
+fn who_was_about_to_join_an_address_finds_it_at_rest_when_its_last_holder_left() {
+    let mut cluster = cluster();
+    cluster.put_pool(
+        "rests",
+        json!({ "addresses": ["198.51.100.0/29"], "reuseDelay": "60s" }),
+    );
+    let mut controller = run(&mut cluster);
+    let wish = json!({ ADDRESS_POOL: "rests", SHARING_KEY: "k" });
+    let first = cluster.put_service("first", json!({}), wish.clone());
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&first), ["198.51.100.0"]);
+    // The write that lays it to rest is under way when the other one is decided.
+    cluster.delete_service(&first);
+    while controller.hear(&mut cluster) {}
+    assert!(controller.think());
+    let second = cluster.put_service("second", json!({ "ports": [{ "port": 81 }] }), wish);
+    while controller.hear(&mut cluster) || controller.think() {}
+    assert_eq!(controller.plans(), 1, "the record is busy");
+    controller.act(&mut cluster, 0, Fate::Made);
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&second), ["198.51.100.1"]);
+    assert_eq!(cluster.claims("198.51.100.0"), Some(vec![]));
 }
