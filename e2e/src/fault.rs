@@ -218,21 +218,34 @@ impl Storm<'_> {
         Ok(())
     }
 
+    /// Whom the Lease names.
+    fn holder(&self) -> Result<String> {
+        let api: Api<Lease> = Api::namespaced(self.lab.admin(), NAMESPACE);
+        let lease = self.lab.block_on(api.get("bellrock-controller"))?;
+        let holder = lease.spec.and_then(|spec| spec.holder_identity);
+        holder.context("nobody leads")
+    }
+
+    /// The name in the Lease by which a replica goes.
+    fn identity(&self, replica: usize) -> String {
+        format!("bellrock-{}", self.replicas[replica].name())
+    }
+
     /// Which of the two leads.
     fn leader(&self) -> Result<usize> {
         self.lab.until("somebody leads", PATIENCE, || {
-            let api: Api<Lease> = Api::namespaced(self.lab.admin(), NAMESPACE);
-            let lease = self.lab.block_on(api.get("bellrock-controller"))?;
-            let holder = lease.spec.and_then(|spec| spec.holder_identity);
-            let name = holder.context("nobody leads")?;
-            // The names of the replicas' processes, after the chart's prefix.
-            let found = self
-                .replicas
-                .iter()
-                .position(|replica| name == format!("bellrock-{}", replica.name()));
+            let name = self.holder()?;
+            let found = (0..self.replicas.len()).find(|n| self.identity(*n) == name);
             let found = found.with_context(|| format!("{name} leads"))?;
             ensure!(self.replicas[found].is_running(), "{name} is dead");
             Ok(found)
+        })
+    }
+
+    fn until_other(&self, than: usize) -> Result<()> {
+        self.lab.until("the other one leads", PATIENCE, || {
+            ensure!(self.holder()? != self.identity(than), "not yet");
+            Ok(())
         })
     }
 
@@ -241,17 +254,6 @@ impl Storm<'_> {
         self.kills += 1;
         self.until_other(dead)?;
         self.replicas[dead].respawn()
-    }
-
-    fn until_other(&self, than: usize) -> Result<()> {
-        self.lab.until("the other one leads", PATIENCE, || {
-            let api: Api<Lease> = Api::namespaced(self.lab.admin(), NAMESPACE);
-            let lease = self.lab.block_on(api.get("bellrock-controller"))?;
-            let holder = lease.spec.and_then(|spec| spec.holder_identity);
-            let same = format!("bellrock-{}", self.replicas[than].name());
-            ensure!(holder.is_some_and(|name| name != same), "not yet");
-            Ok(())
-        })
     }
 
     /// Kills the leader at a fail point; false if it was not met.

@@ -71,13 +71,17 @@ struct Known {
     asked: BTreeMap<IpAddr, Vec<Wish>>,
 }
 
+/// Who may hold an address, and when and by whom it may have been released.
+type Perhaps = (BTreeSet<Key>, Option<(Timestamp, Key)>);
+
 #[derive(Debug, Default)]
 struct Checker<'a> {
     pools: &'a [Pool],
     rest: Duration,
     services: BTreeMap<Key, Known>,
     vips: BTreeMap<IpAddr, Record>,
-    perhaps: BTreeMap<IpAddr, BTreeSet<Key>>,
+    /// By writes of which nobody knows whether they were made.
+    perhaps: BTreeMap<IpAddr, Perhaps>,
     shown: BTreeMap<IpAddr, BTreeSet<Key>>,
     /// When addresses that are not recorded any more were released, and by whom.
     resting: BTreeMap<IpAddr, (Timestamp, Key)>,
@@ -117,22 +121,22 @@ impl Checker<'_> {
                 }
             }
             Act::Vip(ip, record) => self.vip(*ip, record, event.received),
-            Act::VipPerhaps(ip, keys) => {
+            Act::VipPerhaps(ip, record) => {
                 self.verdict.perhaps += 1;
-                self.perhaps.entry(*ip).or_default().extend(keys.clone());
+                let known = self.perhaps.entry(*ip).or_default();
+                known.0.extend(record.claims.keys().cloned());
+                known.1.clone_from(&record.released);
             }
             Act::VipGone(ip) => {
+                let perhaps = self.perhaps.remove(ip).and_then(|(_, released)| released);
                 if let Some(Record { claims, released }) = self.vips.remove(ip) {
-                    // One that still has claims is released by this.
+                    // One that still has claims is released by this, unless it was before, by a
+                    // write that turns out to have been made.
                     let last = claims.into_keys().next();
-                    let released = match last {
-                        Some(last) => Some((event.received, last)),
-                        None => released,
-                    };
+                    let by_this = last.map(|last| perhaps.unwrap_or((event.received, last)));
                     self.resting
-                        .extend(released.map(|released| (*ip, released)));
+                        .extend(by_this.or(released).map(|rest| (*ip, rest)));
                 }
-                self.perhaps.remove(ip);
                 self.all_held(*ip);
             }
             Act::Leads(name) => {
@@ -191,13 +195,14 @@ impl Checker<'_> {
         }
     }
 
-    /// Whether one of a Service's wishes since it has `ip`, the first of them that with which it
-    /// got it, is a reason to take it away.
+    /// Whether one of a Service's wishes since it has `ip` is a reason to take it away. So may be
+    /// the first of them, with which it got it: who names an address that others have keeps the
+    /// one recorded for it, until it gets what it asks for.
     fn is_called_for(&self, ip: IpAddr, wishes: &[Wish]) -> bool {
-        let Some((first, later)) = wishes.split_first() else {
+        let Some(first) = wishes.first() else {
             return true;
         };
-        later.iter().any(|wish| {
+        wishes.iter().any(|wish| {
             let family = usize::from(ip.is_ipv6());
             let same_family = |other: &&IpAddr| other.is_ipv6() == ip.is_ipv6();
             let in_pool = |pool: &&Pool| {
@@ -247,7 +252,10 @@ impl Checker<'_> {
         let holds = |key: &Key| {
             let recorded = self.vips.get(&ip);
             recorded.is_some_and(|record| record.claims.contains_key(key))
-                || self.perhaps.get(&ip).is_some_and(|keys| keys.contains(key))
+                || self
+                    .perhaps
+                    .get(&ip)
+                    .is_some_and(|(keys, _)| keys.contains(key))
         };
         let shown = self.shown.get(&ip).into_iter().flatten();
         let not: Vec<Key> = shown.filter(|key| !holds(key)).cloned().collect();

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use bellrock_api::annotations::{ADDRESS_POOL, LOAD_BALANCER_IPS, RELEASED_AT, RELEASED_BY};
 use bellrock_api::annotations::{CONDITION_LOAD_BALANCER, SHARING_KEY};
-use bellrock_api::{Claim, VirtualIPSpec, parse_virtual_ip_name};
+use bellrock_api::{Claim, parse_virtual_ip_name};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
@@ -57,7 +57,7 @@ pub(crate) enum Act {
     ServiceGone(Key, String),
     Vip(IpAddr, Record),
     /// A write of which the API server does not say whether it was made.
-    VipPerhaps(IpAddr, BTreeSet<Key>),
+    VipPerhaps(IpAddr, Record),
     VipGone(IpAddr),
     Leads(String),
 }
@@ -219,10 +219,7 @@ fn perhaps(entry: &Entry) -> Option<Act> {
     if !unknown || !writes || entry.resource != "virtualips" {
         return None;
     }
-    let claims = entry.request["spec"]["claims"].clone();
-    let claims: Vec<Claim> = serde_json::from_value(claims).ok()?;
-    let keys = claims.into_iter().map(|c| (c.namespace, c.name));
-    Some(Act::VipPerhaps(address(entry)?, keys.collect()))
+    Some(Act::VipPerhaps(address(entry)?, record(&entry.request)?))
 }
 
 fn key(entry: &Entry) -> Key {
@@ -298,13 +295,15 @@ fn told(service: &Value) -> Told {
 }
 
 fn record(vip: &Value) -> Option<Record> {
-    let spec: VirtualIPSpec = serde_json::from_value(vip["spec"].clone()).ok()?;
+    let claims: Vec<Claim> = match &vip["spec"]["claims"] {
+        Value::Null => Vec::new(),
+        claims => serde_json::from_value(claims.clone()).ok()?,
+    };
     let annotation = |name: &str| vip["metadata"]["annotations"][name].as_str();
     let released = annotation(RELEASED_AT).and_then(|at| at.parse().ok());
     let by = annotation(RELEASED_BY).and_then(|by| by.split_once('/'));
     Some(Record {
-        claims: spec
-            .claims
+        claims: claims
             .into_iter()
             .map(|claim| ((claim.namespace.clone(), claim.name.clone()), claim))
             .collect(),

@@ -126,13 +126,17 @@ impl Log {
             "spec": spec,
         });
         let target = json!({ "resource": "virtualips", "name": name });
-        let sent = json!({ "spec": spec });
+        let sent = json!({ "metadata": { "annotations": notes }, "spec": spec });
         let answer = if code < 300 { object } else { json!(null) };
         self.line("patch", &target, code, &sent, &answer);
     }
 
     /// The last claim goes at this second.
     fn rests(&mut self, ip: &str, by: &str) {
+        self.rests_with(ip, by, 200);
+    }
+
+    fn rests_with(&mut self, ip: &str, by: &str, code: u64) {
         let at = format!(
             "2026-01-01T00:{:02}:{:02}Z",
             self.second / 60,
@@ -141,7 +145,7 @@ impl Log {
         let notes = json!({
             "bellrock.dev/released-at": at, "bellrock.dev/released-by": format!("default/{by}"),
         });
-        self.vip_with(ip, &[], &notes, 200);
+        self.vip_with(ip, &[], &notes, code);
     }
 
     fn vip_deleted(&mut self, ip: &str) {
@@ -290,17 +294,32 @@ fn an_address_that_moves_is_found_unless_the_service_asked_for_it() {
 }
 
 #[test]
+fn who_is_told_an_address_while_asking_for_another_may_lose_it_to_that() {
+    let wants_y = json!({ "bellrock.dev/load-balancer-ips": Y });
+    let mut log = Log::default();
+    log.vip(X, &[("web", 80, "")]);
+    log.service("web", &json!({}), &wants_y, &[X]);
+    log.vip(Y, &[("web", 80, "")]);
+    log.service("web", &json!({}), &wants_y, &[Y]);
+    log.vip_deleted(X);
+    assert_eq!(log.violations(), []);
+}
+
+#[test]
 fn an_address_that_is_given_before_its_rest_is_over_is_found() {
-    for (name, deleted, pause, early) in [
-        ("new", false, 2, true),
-        ("new", true, 2, true),
-        ("new", true, 12, false),
+    for (name, code, deleted, pause, early) in [
+        ("new", 200, false, 2, true),
+        ("new", 200, true, 2, true),
+        ("new", 200, true, 12, false),
         // It may come back to who had it.
-        ("web", true, 2, false),
+        ("web", 200, true, 2, false),
+        // The release may not have been made, but the deletion shows that it was.
+        ("new", 504, true, 2, true),
+        ("new", 504, true, 12, false),
     ] {
         let mut log = one();
         log.deleted("web");
-        log.rests(X, "web");
+        log.rests_with(X, "web", code);
         for _ in 0..pause {
             log.leads("one");
         }
