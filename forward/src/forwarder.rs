@@ -239,10 +239,11 @@ impl Forwarder {
             .collect();
         let services = self.state.services();
         Report {
-            programmed: services
-                .keys()
-                .filter(|key| !refused.contains_key(key.as_ref()))
-                .count(),
+            programmed: services.len()
+                - refused
+                    .keys()
+                    .filter(|key| services.contains_key(*key))
+                    .count(),
             refused,
             batches: self.table.done.batches,
             elements_added: self.table.done.added,
