@@ -73,7 +73,7 @@ image-check: image ## builds the image once more in another folder: the digests 
 	@image/check
 
 .PHONY: bench
-bench: bench-path bench-bgp bench-flood bench-ipam ## all benchmarks
+bench: bench-path bench-bgp bench-flood bench-forward bench-ipam ## all benchmarks
 
 .PHONY: bench-bgp
 bench-bgp: lab-tools ## BGP beside BIRD and FRR: packing, 100,000 routes, one change to the kernel, memory
@@ -84,6 +84,10 @@ bench-bgp: lab-tools ## BGP beside BIRD and FRR: packing, 100,000 routes, one ch
 bench-flood: lab-tools ## a flood of 50,000 ARP requests a second: who is answered, memory, takeover
 	@$(CARGO) build --release --locked --quiet -p bellrock-arp --example flood
 	@target/release/examples/flood
+
+.PHONY: bench-forward
+bench-forward: lab-tools build ## forwarding: loads, floods, open connections, beside kube-proxy
+	@target/release/bellrock-lab bench-forward
 
 .PHONY: bench-path
 bench-path: lab-tools build ## the whole path in the lab: times to address and answer, memory, pulled cables

@@ -113,7 +113,7 @@ fn spread(name: &str, mut times: Vec<Duration>) {
     println!("bench: {name}_max_ms {:.0} ms", ms(times.last()));
 }
 
-fn mb(kib: u64) -> f64 {
+pub(crate) fn mb(kib: u64) -> f64 {
     let kib = u32::try_from(kib).unwrap_or(u32::MAX);
     f64::from(kib) * 1024.0 / 1_000_000.0
 }

@@ -20,6 +20,8 @@ pub mod bellrock;
 #[cfg(feature = "lab")]
 pub mod bench;
 #[cfg(feature = "lab")]
+pub mod bench_forward;
+#[cfg(feature = "lab")]
 pub mod bench_ipam;
 pub mod bird;
 pub mod capture;

@@ -19,7 +19,9 @@ use bellrock_e2e::cluster::KubeProxy;
 use bellrock_e2e::lab::{Lab, Options, default_topology, lab_program};
 use bellrock_e2e::parts::{self, Part};
 use bellrock_e2e::topology::Role;
-use bellrock_e2e::{agent, bench, bench_ipam, clab, demo, echo, fault, ground, probe, suite};
+use bellrock_e2e::{
+    agent, bench, bench_forward, bench_ipam, clab, demo, echo, fault, ground, probe, suite,
+};
 use clap::{Parser, Subcommand};
 
 /// A Kubernetes cluster on this machine: nodes, clients and routers are
@@ -66,6 +68,8 @@ enum Subject {
     /// Churn Services under two controllers that are killed, frozen and cut
     /// off, and check by the audit log that no address moved or leaked
     FaultIpam(fault::Args),
+    /// Measure forwarding: loads, floods, connections beside kube-proxy
+    BenchForward(bench_forward::Args),
     /// Probe an echo server by UDP and report when it did not answer
     ///
     /// Sends a datagram every 10 ms, each from a fresh source port, until
@@ -89,6 +93,9 @@ enum Subject {
     /// Run a node's pods and keep its lease (the lab starts one per node)
     #[command(hide = true)]
     Agent(agent::Args),
+    /// One end of many open connections (bench-forward starts both)
+    #[command(hide = true)]
+    Peer(bench_forward::peer::Args),
     /// Answer with pod name and client address (runs inside each pod)
     #[command(hide = true)]
     Echo(echo::Args),
@@ -145,6 +152,8 @@ fn main() -> ExitCode {
         Subject::Bench(args) => bench::run(&args),
         Subject::BenchIpam(args) => bench_ipam::run(&args),
         Subject::FaultIpam(args) => fault::run(&args),
+        Subject::BenchForward(args) => bench_forward::run(&args),
+        Subject::Peer(args) => bench_forward::peer::run(&args),
         Subject::Agent(args) => agent::run(args),
         Subject::Echo(args) => echo::run(args),
     };
