@@ -7,7 +7,7 @@ use bellrock_arp::{Event, State};
 use bellrock_e2e::capture::Capture;
 use bellrock_e2e::netns::{Netns, as_root, wait_for};
 
-use super::lab::{Lab, Node, PATIENCE, V4, V6, at_once, host, mac, neighbour};
+use super::lab::{Lab, Node, PATIENCE, V4, V6, at_once, host, mac, neighbour, switch};
 
 /// Whom the kernel of `ns` finds to have `address`.
 fn resolve(ns: &Netns, address: IpAddr) -> String {
@@ -27,7 +27,7 @@ fn an_address_that_another_host_has_is_blocked_with_its_hardware_address() {
 }
 
 fn blocked(vip: IpAddr) {
-    let mut lab = Lab::new(vip, 2);
+    let mut lab = Lab::steady(switch(), vip, 2);
     let stranger = host(&lab.switch, "stranger", "stranger", 66);
     let length = if vip.is_ipv4() { 24 } else { 64 };
     stranger
@@ -64,7 +64,7 @@ fn a_host_that_looks_for_duplicates_does_not_take_a_held_address() {
     if !as_root() {
         return;
     }
-    let mut lab = Lab::settled(V6, 2);
+    let mut lab = Lab::steady(switch(), V6, 2).settle();
     lab.nodes[0].event();
     // An announcement would tell it before it has asked.
     wait_for("the last of the first announcements", PATIENCE, || {

@@ -11,7 +11,7 @@ use bellrock_arp::{Cause, Event, MacAddr, State};
 use bellrock_e2e::netns::{Netns, as_root, wait_for};
 use bellrock_sys::packet::PacketSocket;
 
-use super::lab::{KEY, Lab, PATIENCE, V4, V6, assignment, host, mac};
+use super::lab::{KEY, Lab, PATIENCE, V4, V6, assignment, host, mac, switch};
 
 /// A station that sends whatever it likes.
 struct Attacker {
@@ -87,7 +87,7 @@ fn forged_damaged_and_spoofed_frames_are_counted_and_move_nothing() {
     if !as_root() {
         return;
     }
-    let mut lab = Lab::settled(V4, 2);
+    let mut lab = Lab::steady(switch(), V4, 2).settle();
     for node in &lab.nodes {
         node.handle.assign(V6, assignment(&["node-1", "node-2"]));
     }

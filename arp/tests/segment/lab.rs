@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use bellrock_arp::{
     AddressState, Assignment, Cause, Config, Eligibility, Event, EventReceiver, Handle, State,
+    Timers,
 };
 use bellrock_e2e::netns::{Netns, veth, wait_for};
 use bellrock_e2e::probe::{Pace, Prober};
@@ -73,7 +74,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    fn start(switch: &Netns, vip: IpAddr, index: usize) -> Self {
+    fn start(switch: &Netns, vip: IpAddr, index: usize, timers: Timers) -> Self {
         let name = format!("node-{index}");
         let port = format!("p{index}");
         let ns = host(switch, &name, &port, u8::try_from(index).unwrap());
@@ -87,7 +88,11 @@ impl Node {
         ))
         .unwrap();
         let echo = Echo::start(&ns, vip, name.clone());
-        let (handle, events) = ns.run(|| Handle::start(config(&name))).unwrap().unwrap();
+        let config = Config {
+            timers,
+            ..config(&name)
+        };
+        let (handle, events) = ns.run(|| Handle::start(config)).unwrap().unwrap();
         let mac = mac(&ns, "eth1");
         Self {
             name,
@@ -213,13 +218,23 @@ pub(crate) struct Lab {
 
 impl Lab {
     pub(crate) fn new(vip: IpAddr, nodes: usize) -> Self {
-        Self::on(switch(), vip, nodes)
+        Self::on(switch(), vip, nodes, &Timers::default())
     }
 
-    pub(crate) fn on(switch: Netns, vip: IpAddr, nodes: usize) -> Self {
+    /// For what is not about time: nobody is called silent because a busy
+    /// machine let it wait.
+    pub(crate) fn steady(switch: Netns, vip: IpAddr, nodes: usize) -> Self {
+        let timers = Timers {
+            misses: 20,
+            ..Timers::default()
+        };
+        Self::on(switch, vip, nodes, &timers)
+    }
+
+    fn on(switch: Netns, vip: IpAddr, nodes: usize, timers: &Timers) -> Self {
         let client = host(&switch, "client", "client", 99);
         let nodes = (1..=nodes)
-            .map(|index| Node::start(&switch, vip, index))
+            .map(|index| Node::start(&switch, vip, index, timers.clone()))
             .collect();
         Self {
             vip,
@@ -231,10 +246,14 @@ impl Lab {
 
     /// Told of the address in the order of the nodes, and owned by the first.
     pub(crate) fn settled(vip: IpAddr, nodes: usize) -> Self {
-        let lab = Self::new(vip, nodes);
-        lab.assign_all();
-        lab.wait_owner(0);
-        lab
+        Self::new(vip, nodes).settle()
+    }
+
+    /// As [`Self::settled`].
+    pub(crate) fn settle(self) -> Self {
+        self.assign_all();
+        self.wait_owner(0);
+        self
     }
 
     pub(crate) fn assign_all(&self) {
