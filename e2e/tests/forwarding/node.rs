@@ -18,6 +18,12 @@ use crate::world::{Forwarding, SOON, Seen, World};
 
 const WEB: Expect = Pods(&["web-1", "web-2"], Seen::Any);
 
+/// A busy machine may answer late; what is lost is lost for good.
+const PATIENT: Pace = Pace {
+    every: Duration::from_millis(10),
+    patience: Duration::from_secs(3),
+};
+
 /// What Docker and a careful administrator leave on a node.
 const FIREWALL: &str = "
 nft add table ip filter
@@ -128,7 +134,7 @@ fn an_address_that_the_kernel_answers_for_is_told(w: &World) -> Result<()> {
 fn odd_objects_disturb_nothing(w: &World) -> Result<()> {
     let target = SocketAddr::new(w.address("cluster")?.into(), 80);
     w.send_by("n1", w.address("cluster")?)?;
-    let prober = Prober::start(w.lab.host("c1"), target, Pace::default())?;
+    let prober = Prober::start(w.lab.host("c1"), target, PATIENT)?;
     // What the API server does not let through, with a clear word.
     for (port, field) in [
         (json!({ "port": 0 }), "port"),
@@ -218,7 +224,7 @@ fn kube_proxy_takes_its_part_without_loss(w: &World) -> Result<()> {
     };
     ensure!(ours()?, "the node port is not in the table");
     let target = SocketAddr::new(node.into(), port);
-    let prober = Prober::start(w.lab.host("c1"), target, Pace::default())?;
+    let prober = Prober::start(w.lab.host("c1"), target, PATIENT)?;
     w.lab.start_kube_proxy(KubeProxy::Nftables)?;
     w.lab.until("the node port is left to it", SOON, || {
         ensure!(!ours()?, "still ours");
@@ -245,7 +251,7 @@ fn who_forwards_can_be_changed_without_loss_and_only_uninstalling_ends_it() {
     let mut flows = Connections::open(client, stream, 20).unwrap();
     for (forwarding, ours) in [(Forwarding::KubeProxy, false), (Forwarding::Nftables, true)] {
         let target = SocketAddr::new(address.into(), 80);
-        let prober = Prober::start(world.lab.host("c1"), target, Pace::default()).unwrap();
+        let prober = Prober::start(world.lab.host("c1"), target, PATIENT).unwrap();
         world.roll_out(forwarding.values()).unwrap();
         world
             .lab
