@@ -39,6 +39,8 @@ use crate::types::{Assignment, Event};
 const FRAME_SIZE: usize = 2048;
 /// When an interface is tried again that could not be opened.
 const REOPEN: Duration = Duration::from_secs(1);
+/// How long successors have to take over what this node holds as it leaves.
+const HAND_OVER: Duration = Duration::from_secs(1);
 /// Between the two goodbyes, one of which may be lost.
 const GOODBYE: Duration = Duration::from_millis(10);
 
@@ -99,8 +101,7 @@ impl Driver {
             self.tick();
             self.flush();
             if stop {
-                self.leave();
-                return Ok(());
+                return self.leave(&mut ready, &mut buffer);
             }
         }
     }
@@ -176,8 +177,21 @@ impl Driver {
         self.count("events_dropped", dropped);
     }
 
-    /// Says goodbye, so that others take over at once.
-    fn leave(&mut self) {
+    /// Hands over what it holds, then says goodbye, so that others take the
+    /// rest at once.
+    fn leave(&mut self, ready: &mut Vec<bool>, buffer: &mut [u8]) -> io::Result<()> {
+        let end = now() + HAND_OVER;
+        for port in self.ports.values_mut() {
+            port.feed(Input::Drain, now());
+        }
+        self.flush();
+        while self.ports.values().any(|port| port.segment.holds()) && now() < end {
+            self.wait(ready)?;
+            self.shared.wake.clear();
+            self.read(ready, buffer);
+            self.tick();
+            self.flush();
+        }
         for again in [true, false] {
             for port in self.ports.values_mut() {
                 port.feed(Input::Shutdown, now());
@@ -187,6 +201,7 @@ impl Driver {
                 std::thread::sleep(GOODBYE);
             }
         }
+        Ok(())
     }
 
     fn count(&mut self, name: &'static str, by: u64) {

@@ -14,7 +14,11 @@ use crate::MacAddr;
 pub enum Eligibility {
     /// It may: its forwarding carries the address.
     Eligible,
-    /// It may not: a held address is released at once.
+    /// It is about to go: it holds what it holds until another node does, and
+    /// takes nothing new.
+    Yielding,
+    /// It may not: a held address goes to a successor or, if none takes it at
+    /// once, to nobody.
     Ineligible,
 }
 
@@ -54,6 +58,8 @@ pub enum Cause {
     FirstClaim,
     /// The owner was not heard for the dead time.
     OwnerSilent,
+    /// The owner said that it hears nobody.
+    OwnerDeaf,
     /// The owner said that it leaves.
     OwnerLeft,
     /// The owner gave the address up.
@@ -64,6 +70,12 @@ pub enum Cause {
     Frozen,
     /// Ownership was in doubt after the interface changed or lost its carrier.
     LinkChange,
+    /// Ownership was in doubt after this node heard nobody for a while.
+    Deaf,
+    /// The owner handed it over; or this node did.
+    HandedOver,
+    /// The address is wanted on another node.
+    Wanted,
     /// A live peer has a higher claim.
     HigherClaim,
     /// This node may no longer hold it.
@@ -80,11 +92,15 @@ impl Cause {
         match self {
             Self::FirstClaim => "FirstClaim",
             Self::OwnerSilent => "OwnerSilent",
+            Self::OwnerDeaf => "OwnerDeaf",
             Self::OwnerLeft => "OwnerLeft",
             Self::OwnerReleased => "OwnerReleased",
             Self::Restart => "Restart",
             Self::Frozen => "Frozen",
             Self::LinkChange => "LinkChange",
+            Self::Deaf => "Deaf",
+            Self::HandedOver => "HandedOver",
+            Self::Wanted => "Wanted",
             Self::HigherClaim => "HigherClaim",
             Self::Ineligible => "Ineligible",
             Self::Removed => "Removed",
@@ -141,6 +157,16 @@ pub enum Event {
         /// Where.
         interface: String,
     },
+    /// A peer answers for the address, but its HELLO does not come: something
+    /// on the way filters frames to groups. Nothing is claimed from it.
+    HelloFiltered {
+        /// The address.
+        address: IpAddr,
+        /// The peer.
+        node: String,
+        /// Where.
+        interface: String,
+    },
     /// A host that is none of ours uses an address that this node or a peer
     /// holds, or that this node is about to take over. A held address is
     /// defended and kept.
@@ -162,6 +188,7 @@ impl Event {
             | Self::Lost { address, .. }
             | Self::Blocked { address, .. }
             | Self::Unblocked { address, .. }
+            | Self::HelloFiltered { address, .. }
             | Self::ForeignClaim { address, .. } => *address,
         }
     }
@@ -179,6 +206,10 @@ pub enum State {
     Wait,
     /// Silent, asking whether anybody has the address.
     Probe,
+    /// Answers, but does not announce: this node hears no other.
+    Deaf,
+    /// Answers, and hands over to another node.
+    Give,
     /// Answers and announces.
     Own,
 }
@@ -190,6 +221,8 @@ impl fmt::Display for State {
             Self::Blocked => "BLOCKED",
             Self::Wait => "WAIT",
             Self::Probe => "PROBE",
+            Self::Deaf => "DEAF",
+            Self::Give => "GIVE",
             Self::Own => "OWN",
         })
     }

@@ -243,7 +243,7 @@ fn when_the_owner_says_goodbye_the_successor_claims_after_its_probes() {
 }
 
 #[test]
-fn an_ineligible_owner_releases_and_the_next_claims() {
+fn an_ineligible_owner_hands_over_to_the_next() {
     let mut bus = Bus::settled(3, 8);
     let start = bus.now;
     let mut not = assignment(&[0, 1, 2]);
@@ -259,7 +259,7 @@ fn an_ineligible_owner_releases_and_the_next_claims() {
     assert!(matches!(
         bus.events_of(0, start)[..],
         [Event::Lost {
-            cause: Cause::Ineligible,
+            cause: Cause::HandedOver,
             ..
         }]
     ));
@@ -677,14 +677,14 @@ fn a_live_owner_of_a_lower_claim_does_not_keep_the_next_in_line_from_claiming() 
     assert_eq!(bus.owners(V()), [2]);
     assert_eq!(bus.view(2, V()).epoch, BASE + 3);
     assert!(matches!(
-        &bus.events_of(0, start)[..],
-        [Event::Lost { cause: Cause::HigherClaim, to: Some(to), .. }] if *to == name(2)
+        bus.events_of(0, start).last(),
+        Some(Event::Lost { cause: Cause::HigherClaim, to: Some(to), .. }) if *to == name(2)
     ));
 }
 
 #[test]
 fn an_owner_that_reads_of_a_later_claim_of_a_dead_node_claims_anew_and_announces() {
-    let mut bus = Bus::settled(2, 27);
+    let mut bus = Bus::settled(3, 27);
     bus.kill(1);
     bus.run(ms(1_000));
     bus.record_sent = true;
@@ -857,4 +857,144 @@ fn inputs_survive_recording() {
             "{line}"
         );
     }
+}
+
+/// Frames that reach node 0.
+fn none_to_the_first(frame: &[u8]) -> bool {
+    Ethernet::decode(frame).unwrap().source != mac(0)
+}
+
+#[test]
+fn an_owner_that_hears_nobody_says_so_and_the_next_takes_over_for_good() {
+    let mut bus = Bus::settled(2, 30);
+    let start = bus.now;
+    bus.record_sent = true;
+    // Node 1's frames do not come to node 0, which is heard.
+    bus.drop = Some(none_to_the_first);
+    let took = bus
+        .run_until(ms(1_000), |bus| bus.state(1, V()) == State::Own)
+        .unwrap();
+    assert!(took <= BOUND, "{took:?}");
+    assert_eq!(bus.state(0, V()), State::Deaf);
+    let deaf = bus.now;
+    bus.run(Duration::from_secs(130));
+    let announces = |of: usize| {
+        let sent = bus
+            .sent
+            .iter()
+            .filter(move |(at, from, _)| *at > deaf && *from == of);
+        sent.filter(|(_, _, f)| arp_of(f) == Some(Arp::announcement(mac(of), v4(V()))))
+            .count()
+    };
+    assert_eq!(announces(0), 0, "it would draw clients to it");
+    assert!(announces(1) > 5);
+    assert!(matches!(
+        bus.events_of(1, start)[..],
+        [Event::Owned {
+            cause: Cause::OwnerDeaf,
+            ..
+        }]
+    ));
+    bus.drop = None;
+    bus.run(ms(1_000));
+    assert_eq!(bus.owners(V()), [1]);
+}
+
+#[test]
+fn who_outlives_all_others_takes_their_addresses_and_answers_on_for_its_own() {
+    let mut bus = Bus::settled(2, 31);
+    bus.assign(0, vip(2), assignment(&[1, 0]));
+    bus.assign(1, vip(2), assignment(&[1, 0]));
+    bus.run(ms(3_000));
+    assert_eq!(bus.owners(vip(2)), [1]);
+    bus.kill(1);
+    let took = bus
+        .run_until(ms(1_000), |bus| bus.owners(vip(2)) == [0])
+        .unwrap();
+    assert!(took <= BOUND, "{took:?}");
+    assert_eq!(bus.state(0, V()), State::Deaf);
+    assert_eq!(bus.state(0, vip(2)), State::Own);
+    // The other returns: what was held meanwhile is asked for, and kept.
+    bus.start(1);
+    bus.run(ms(3_000));
+    assert_eq!(bus.owners(V()), [0]);
+    assert_eq!(bus.owners(vip(2)), [0]);
+}
+
+#[test]
+fn an_address_is_handed_over_without_a_gap() {
+    type Why = fn(&mut Bus);
+    let yields: Why = |bus| {
+        let mut told = assignment(&[0, 1, 2]);
+        told.eligibility = Eligibility::Yielding;
+        bus.assign(0, V(), told);
+    };
+    let wanted: Why = |bus| {
+        for index in 0..3 {
+            bus.assign(index, V(), assignment(&[1, 2, 0]));
+        }
+    };
+    let leaves: Why = |bus| bus.feed(0, Input::Drain);
+    for (name, why) in [("yields", yields), ("wanted", wanted), ("leaves", leaves)] {
+        let mut bus = Bus::settled(3, 32);
+        let start = bus.now;
+        why(&mut bus);
+        let mut waited = Duration::ZERO;
+        while bus.owners(V()) != [1] {
+            assert!(!bus.owners(V()).is_empty(), "{name}: a gap");
+            assert!(waited < ms(200), "{name}: {:?} own it", bus.owners(V()));
+            bus.run(Duration::from_micros(100));
+            waited += Duration::from_micros(100);
+        }
+        assert!(matches!(
+            bus.events_of(1, start)[..],
+            [Event::Owned {
+                cause: Cause::HandedOver,
+                ..
+            }]
+        ));
+        bus.run(ms(3_000));
+        assert_eq!(bus.owners(V()), [1], "{name}");
+    }
+}
+
+#[test]
+fn a_second_planned_move_waits_five_seconds() {
+    let mut bus = Bus::settled(3, 33);
+    let wish = |bus: &mut Bus, order: [usize; 3]| {
+        for index in 0..3 {
+            bus.assign(index, V(), assignment(&order));
+        }
+    };
+    wish(&mut bus, [1, 2, 0]);
+    bus.run(ms(200));
+    assert_eq!(bus.owners(V()), [1]);
+    wish(&mut bus, [2, 1, 0]);
+    bus.run(ms(4_500));
+    assert_eq!(bus.owners(V()), [1]);
+    bus.run(ms(700));
+    assert_eq!(bus.owners(V()), [2]);
+}
+
+#[test]
+fn a_successor_that_may_not_is_passed_over_and_nothing_is_lost() {
+    let mut bus = Bus::settled(3, 34);
+    let told = |eligibility| {
+        let mut told = assignment(&[0, 1, 2]);
+        told.eligibility = eligibility;
+        told
+    };
+    bus.assign(1, V(), told(Eligibility::Ineligible));
+    bus.assign(0, V(), told(Eligibility::Yielding));
+    bus.run(ms(900));
+    assert_eq!(bus.state(0, V()), State::Give);
+    bus.run(ms(200));
+    assert_eq!(bus.owners(V()), [2]);
+
+    // And where nobody may, it stays.
+    let mut bus = Bus::settled(2, 35);
+    bus.assign(1, V(), told(Eligibility::Ineligible));
+    bus.assign(0, V(), told(Eligibility::Yielding));
+    bus.run(ms(20_000));
+    assert_eq!(bus.owners(V()), [0]);
 }

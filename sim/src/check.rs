@@ -26,6 +26,8 @@ const REST: Duration = Duration::from_millis(25);
 const HEAL: Duration = Duration::from_millis(130);
 /// Two that claim at once because they were told different orders.
 const RACE: Duration = Duration::from_millis(10);
+/// Both answer while one hands over.
+const GIVE: Duration = Duration::from_millis(1_100);
 /// How long nothing must have changed for a rule that needs peace.
 const PEACE: Duration = Duration::from_secs(2);
 /// Frames that a node may send in any second: probes and announcements at
@@ -102,7 +104,7 @@ impl Check {
 
     /// T of the protocol, for the last of those that could be in line.
     fn bound(&self, part: &Part) -> Duration {
-        let before = part.speakers.len() - part.able.len();
+        let before = part.speakers.len() - part.eligible;
         let stagger = self.timers.stagger * u32::try_from(before).unwrap_or(u32::MAX);
         // A node that starts listens as long as one that misses another.
         self.timers.dead_after() + stagger + self.timers.probe_window() + REST
@@ -204,7 +206,7 @@ impl Check {
                 && self.picture.is_running(other)
                 && self.picture.fitness(vip, other) == Fitness::Eligible
                 && self.told_alike(vip, node, other);
-            if steady && age > PEACE {
+            if cause != Cause::HandedOver && steady && age > PEACE {
                 self.break_(
                     'c',
                     format!("n{node:02} took {vip} from n{other:02}, which lives: {cause}"),
@@ -212,8 +214,10 @@ impl Check {
                 );
             }
         }
-        if matches!(cause, Cause::OwnerSilent | Cause::OwnerLeft)
-            && let Some(heir) = self.heir(vip, now)
+        if matches!(
+            cause,
+            Cause::OwnerSilent | Cause::OwnerLeft | Cause::OwnerDeaf
+        ) && let Some(heir) = self.heir(vip, now)
             && heir != node
         {
             self.break_(
@@ -229,9 +233,17 @@ impl Check {
     }
 
     /// A node answers no more.
-    pub(crate) fn lost(&mut self, node: usize, vip: usize, _cause: Option<Cause>, now: Instant) {
+    pub(crate) fn lost(&mut self, node: usize, vip: usize, cause: Option<Cause>, now: Instant) {
         if let Some(nodes) = self.answers.get_mut(vip) {
             nodes.remove(&node);
+        }
+        if cause == Some(Cause::HandedOver) {
+            let answers = self.answers.get(vip);
+            let held = answers.is_some_and(|nodes| !nodes.is_empty());
+            if !held {
+                let what = format!("n{node:02} gave {vip} away and nobody has it");
+                self.break_('d', what, now);
+            }
         }
         self.compare(now);
     }
@@ -317,11 +329,13 @@ impl Check {
     }
 
     /// Looks at what lasts too long.
-    pub(crate) fn tick(&mut self, now: Instant) {
+    pub(crate) fn tick(&mut self, gives: impl Fn(usize, usize) -> bool, now: Instant) {
         let overlaps = self.overlaps.clone();
         for ((vip, a, b), since) in overlaps {
             let met = self.link(a, b);
-            let allowed = if since.since(met) < PEACE || since.since(self.changed) < PEACE {
+            let allowed = if gives(a, vip) || gives(b, vip) {
+                GIVE
+            } else if since.since(met) < PEACE || since.since(self.changed) < PEACE {
                 // A question may have been lost just before, and is not asked
                 // twice in an interval.
                 let lossy = now.since(self.calm) < PEACE;

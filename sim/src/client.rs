@@ -90,6 +90,13 @@ impl Client {
         Some(question)
     }
 
+    /// Its answer to a question for its own address.
+    pub(crate) fn answers(&self, frame: &[u8]) -> Option<Vec<u8>> {
+        let arp = Arp::decode(frame.get(14..)?).ok()?;
+        let asked = arp.operation == Operation::Request && arp.target == self.address;
+        (asked && arp.sender != self.address).then(|| arp.answer(self.mac).frame())
+    }
+
     /// Takes in what an ARP frame says about an address.
     pub(crate) fn hear(&mut self, vip: usize, arp: &Arp, now: Instant) {
         let announcement = arp.sender == arp.target;

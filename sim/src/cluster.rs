@@ -127,7 +127,7 @@ impl Cluster {
         match object {
             Some(object) if object.local.as_ref().is_none_or(here) => {
                 if self.draining.get(node) == Some(&true) {
-                    Eligibility::Ineligible
+                    Eligibility::Yielding
                 } else {
                     Eligibility::Eligible
                 }

@@ -9,7 +9,6 @@ use crate::rng::Rng;
 
 /// Which way a broken cable fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(dead_code, reason = "the machine does not know deafness yet")]
 pub(crate) enum Way {
     /// Nothing passes.
     Both,
@@ -190,7 +189,7 @@ fn target(fault: &Fault) -> Option<(&'static str, usize)> {
 fn draw(rng: &mut Rng, ground: &Ground) -> Option<Fault> {
     let node = rng.index(ground.nodes);
     let vip = rng.index(ground.vips);
-    let way = *rng.pick(&[Way::Both])?;
+    let way = *rng.pick(&[Way::Both, Way::Out, Way::Back])?;
     let trunk = (ground.trunks > 0).then(|| rng.index(ground.trunks));
     Some(match rng.below(27) {
         0 => Fault::Loss(*rng.pick(&[2, 10, 30, 70])?),

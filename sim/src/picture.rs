@@ -12,6 +12,8 @@ use crate::wire::Station;
 pub(crate) enum Fitness {
     /// May claim it.
     Eligible,
+    /// Holds it until somebody else does.
+    Yields,
     /// Must not hold it.
     No,
     /// What the node was told is not what is true now.
@@ -57,6 +59,8 @@ pub(crate) struct Part {
     pub(crate) speakers: BTreeSet<usize>,
     /// Those of them that may hold the address.
     pub(crate) able: BTreeSet<usize>,
+    /// How many of them may claim it.
+    pub(crate) eligible: usize,
     /// The speakers' hardware addresses.
     macs: Vec<MacAddr>,
     pub(crate) created: u64,
@@ -91,7 +95,7 @@ impl Picture {
 
     /// The part of the segment around `client`, if the protocol promises it an
     /// answer: all that hear each other there do so both ways, and whoever is
-    /// only heard hears nobody (and so knows it).
+    /// only heard hears nothing (and so knows it).
     pub(crate) fn part(&self, client: Station, vip: usize) -> Option<Part> {
         let object = self.object(vip).filter(|object| !object.disturbed)?;
         if !self.calm {
@@ -107,8 +111,9 @@ impl Picture {
             self.reaches(*node, client) || inside.iter().any(|member| self.reaches(*node, *member))
         };
         let deaf = |node: &usize| {
-            !self
-                .running()
+            let others = 0..self.reach.len();
+            !others
+                .into_iter()
                 .any(|other| other != *node && self.reaches(other, *node))
         };
         if !whole || !outside.iter().all(|node| !heard(node) || deaf(node)) {
@@ -120,9 +125,13 @@ impl Picture {
         {
             return None;
         }
-        let able = |node: &usize| fitness(node) == Fitness::Eligible;
+        let able = |node: &usize| matches!(fitness(node), Fitness::Eligible | Fitness::Yields);
         Some(Part {
             able: inside.iter().copied().filter(able).collect(),
+            eligible: inside
+                .iter()
+                .filter(|node| fitness(node) == Fitness::Eligible)
+                .count(),
             macs: inside
                 .iter()
                 .filter_map(|node| self.macs.get(*node).copied())

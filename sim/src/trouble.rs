@@ -58,8 +58,8 @@ impl World {
                 self.kill(node);
             }
             Fault::Leave(node) => {
-                self.feed(node, Input::Shutdown);
-                self.kill(node);
+                self.feed(node, Input::Drain);
+                self.later(Duration::from_millis(20), Due::Leave(node, 50));
             }
             Fault::Mac(node) => {
                 if let Some(it) = self.nodes.get_mut(node) {
@@ -119,7 +119,9 @@ impl World {
                 self.lay();
             }
             Fault::Stop(node) | Fault::Pause(node) => self.thaw(node),
-            Fault::Kill(node) | Fault::Leave(node) => self.start(node),
+            Fault::Kill(node) => self.start(node),
+            // It may still be about to leave.
+            Fault::Leave(node) => self.later(Duration::from_millis(1_200), Due::Start(node)),
             Fault::Clock(node) => {
                 if let Some(it) = self.nodes.get_mut(node) {
                     it.incarnation = it.incarnation.saturating_sub(500_000);
@@ -297,12 +299,14 @@ impl World {
         let fitness = |node| {
             let know = told(node).map(|told| (told.created, told.eligibility));
             match (know, truth(node).map(|truth| truth.eligibility)) {
-                (None, Some(Eligibility::Ineligible)) => Fitness::No,
+                // As the speaker: what it never might hold is not its business.
+                (None, Some(Eligibility::Yielding | Eligibility::Ineligible)) => Fitness::No,
                 (Some((created, knows)), Some(truth))
                     if created == object.created && knows == truth =>
                 {
                     match truth {
                         Eligibility::Eligible => Fitness::Eligible,
+                        Eligibility::Yielding => Fitness::Yields,
                         Eligibility::Ineligible => Fitness::No,
                     }
                 }

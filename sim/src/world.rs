@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bellrock_arp::frame::{ARP, Arp, Operation};
-use bellrock_arp::ownership::{Input, Output};
+use bellrock_arp::ownership::{AddressView, Input, Output};
 use bellrock_arp::{Eligibility, Event, Instant, MacAddr, Recorded, State, Timers};
 
 use crate::check::Check;
@@ -46,6 +46,8 @@ pub(crate) enum Due {
     /// An address's object is made.
     Create(usize),
     Start(usize),
+    /// A node's speaker ends when it holds nothing, or after so many looks.
+    Leave(usize, u32),
 }
 
 pub(crate) struct World {
@@ -209,6 +211,16 @@ impl World {
                 self.publish(vip);
             }
             Due::Start(node) => self.start(node),
+            Due::Leave(node, looks) => {
+                let holds = |node: &Node| node.segment.as_ref().is_some_and(|it| it.holds());
+                if looks > 0 && self.nodes.get(node).is_some_and(holds) {
+                    self.later(Duration::from_millis(20), Due::Leave(node, looks - 1));
+                } else {
+                    self.feed(node, Input::Shutdown);
+                    self.kill(node);
+                    self.changed = Some(true);
+                }
+            }
         }
     }
 
@@ -346,7 +358,10 @@ impl World {
                 self.soon((50, 800), Due::Record(node, vip, epoch));
             }
             Event::Lost { cause, .. } => self.check.lost(node, vip, Some(cause), self.now),
-            Event::Blocked { .. } | Event::ForeignClaim { .. } | Event::Unblocked { .. } => {}
+            Event::Blocked { .. }
+            | Event::ForeignClaim { .. }
+            | Event::HelloFiltered { .. }
+            | Event::Unblocked { .. } => {}
         }
     }
 
@@ -372,10 +387,18 @@ impl World {
             }
             return;
         }
+        let index = station - self.nodes.len();
+        let sign = self
+            .clients
+            .get(index)
+            .and_then(|client| client.answers(frame));
+        if let Some(answer) = sign {
+            self.transmit(station, &answer);
+            return;
+        }
         let Some((vip, arp)) = arp_of(frame) else {
             return;
         };
-        let index = station - self.nodes.len();
         if let Some(client) = self.clients.get_mut(index) {
             if arp.sender == v4(vip) {
                 client.hear(vip, &arp, self.now);
@@ -474,7 +497,13 @@ impl World {
 
     fn tick(&mut self) {
         self.later(TICK, Due::Tick);
-        self.check.tick(self.now);
+        let nodes = &self.nodes;
+        let gives = |node: usize, vip: usize| {
+            let segment = nodes.get(node).and_then(|node| node.segment.as_ref());
+            let view = segment.and_then(|segment| segment.address(address(vip)));
+            view.is_some_and(|view| view.state == State::Give)
+        };
+        self.check.tick(gives, self.now);
     }
 
     // --- the API server
@@ -504,7 +533,7 @@ impl World {
             Some(assignment) if known == Some(&assignment) => return,
             // As the speaker: what this node never might hold is not its business.
             Some(assignment)
-                if assignment.eligibility == Eligibility::Ineligible && known.is_none() =>
+                if assignment.eligibility != Eligibility::Eligible && known.is_none() =>
             {
                 return;
             }
@@ -526,9 +555,7 @@ impl World {
     }
 
     fn record(&mut self, node: usize, vip: usize, epoch: u64) {
-        let owns = |view: &bellrock_arp::ownership::AddressView| {
-            view.state == State::Own && view.epoch == epoch
-        };
+        let owns = |view: &AddressView| view.owner == Some(name(node)) && view.epoch == epoch;
         let still = self.nodes.get(node).is_some_and(|it| {
             let view = it
                 .segment

@@ -117,7 +117,8 @@ impl Script<'_> {
                 count: self.byte().into(),
                 digest: self.byte().into(),
             },
-            1 | 2 => Body::Claim(self.entries()),
+            1 => Body::Claim(self.entries()),
+            2 => Body::Handover(self.entries()),
             3 => Body::Release {
                 removed: self.byte() % 2 == 1,
                 entries: self.entries(),
@@ -163,7 +164,7 @@ impl Player {
     fn owned(&self) -> BTreeSet<IpAddr> {
         let owns = |address: &IpAddr| {
             let view = self.segment.address(*address);
-            view.is_some_and(|view| view.state == State::Own)
+            view.is_some_and(|view| matches!(view.state, State::Own | State::Deaf | State::Give))
         };
         self.segment.addresses().filter(owns).collect()
     }

@@ -118,6 +118,8 @@ pub enum Body {
         /// Everything held in it.
         entries: Vec<Entry>,
     },
+    /// "Take these: I hold them and want to give them to you."
+    Handover(Vec<Entry>),
     /// "You speak as an earlier life of yourself than the one I know."
     Stale {
         /// The incarnation of that one.
@@ -134,6 +136,7 @@ impl Body {
             Self::Sync => 4,
             Self::SyncAnswer { .. } => 5,
             Self::Stale { .. } => 6,
+            Self::Handover(_) => 7,
         }
     }
 
@@ -149,7 +152,11 @@ impl Body {
                     0
                 }
             }
-            Self::Claim(_) | Self::Sync | Self::SyncAnswer { .. } | Self::Stale { .. } => 0,
+            Self::Claim(_)
+            | Self::Handover(_)
+            | Self::Sync
+            | Self::SyncAnswer { .. }
+            | Self::Stale { .. } => 0,
         }
     }
 
@@ -159,7 +166,9 @@ impl Body {
                 out.extend(count.to_be_bytes());
                 out.extend(digest.to_be_bytes());
             }
-            Self::Claim(entries) | Self::Release { entries, .. } => encode_entries(entries, out),
+            Self::Claim(entries) | Self::Handover(entries) | Self::Release { entries, .. } => {
+                encode_entries(entries, out);
+            }
             Self::Sync => {}
             Self::Stale { known } => out.extend(known.to_be_bytes()),
             Self::SyncAnswer { from, to, entries } => {
@@ -193,6 +202,7 @@ impl Body {
             6 => Self::Stale {
                 known: u64::from_be_bytes(body.array()?),
             },
+            7 => Self::Handover(body.entries()?),
             _ => return Err(FrameError::Kind),
         };
         if body.0.is_empty() {

@@ -16,7 +16,7 @@
 //!     12      2  EtherType                          /
 //!      0      1  version, 1
 //!      1      1  kind: 1 HELLO, 2 CLAIM, 3 RELEASE, 4 SYNC, 5 SYNC answer,
-//!                6 STALE
+//!                6 STALE, 7 HANDOVER
 //!      2      1  flags: HELLO 0x01 deaf, 0x02 leaving; RELEASE 0x01 removed
 //!      3      1  n, length of the node's name, 1 to 253
 //!      4      2  b, length of the body
@@ -34,6 +34,7 @@
 //! |---|---|---|
 //! | HELLO | group, each interval | count (4), digest (8) of all that the sender holds |
 //! | CLAIM | group, or the holder of a lower claim | entries that the sender holds now |
+//! | HANDOVER | the successor | entries that the sender holds and gives |
 //! | RELEASE | group | entries that it holds no more |
 //! | SYNC | one peer, whose digest differs from what is known of it | none |
 //! | STALE | who spoke as an earlier incarnation of itself | the incarnation known (8) |

@@ -21,34 +21,16 @@
 //!
 //! # Each address
 //!
-//! ```text
-//!              unowned, eligible            (rank-1) * stagger
-//!      IDLE ------------------------> WAIT ---------------------> PROBE
-//!       ^ ^                            |  ^   a better rank probes  |  |
-//!       | '--- claim, answer: noted ---'  '------------------------'  | silent
-//!       |                                                              v
-//!       '------ higher claim, ineligible, removed, leaving ---------- OWN
-//! ```
-//!
-//! | event \ state | IDLE | WAIT | PROBE | OWN | BLOCKED |
-//! |---|---|---|---|---|---|
-//! | in no live peer's list, eligible | WAIT `(rank-1) * stagger` | - | - | - | - |
-//! | own time | look again | PROBE | next probe; after the last: OWN, CLAIM, announce | announce | PROBE |
-//! | higher claim of a live peer | note | IDLE | IDLE | IDLE | IDLE |
-//! | lower claim | note | - | - | CLAIM to it, announce | - |
-//! | a live peer answers or announces | - | IDLE, look again in 1 s | the same | CLAIM to it, announce | - |
-//! | a live peer probes | - | it outranks: start again | it outranks: WAIT | answer, CLAIM to it | - |
-//! | a silent peer's station answers | - | - | SYNC to it, one more interval | - | - |
-//! | a foreign host has it | report | IDLE, report | first claim: BLOCKED 60 s; takeover: WAIT 1 s, report | defend once in 10 s, report | report a new one |
-//! | own loop late, hardware address changed | - | IDLE, look again | start again | PROBE, same epoch | - |
-//! | carrier lost | - | IDLE | IDLE | IDLE; carrier back: PROBE, same epoch | IDLE |
-//! | ineligible, removed, leaving | - | IDLE | IDLE | RELEASE, IDLE | IDLE |
-//! | a client's request | - | - | - | answer | - |
+//! `docs/l2.md` draws the states and has the whole table; the test
+//! `the_state_table_is_this` goes through every cell of it.
 //!
 //! At start an address is IDLE, and nothing is taken for unowned before the
 //! dead time has passed; one that the record gives to this node is in PROBE at
 //! once, with the recorded epoch. An address that nobody ever had is left to
 //! its desired node for a grace time, if that node is heard.
+//!
+//! A node that hears nobody keeps answering and announces nothing (DEAF); a
+//! planned move leaves no gap (GIVE).
 //!
 //! Whoever owns an address does not give it back because a node of better rank
 //! returns.

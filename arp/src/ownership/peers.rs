@@ -60,6 +60,9 @@ pub(super) struct Peer {
     pub(super) holdings: Holdings,
     /// When it was last asked: for its list, or whether it lives.
     pub(super) asked: Option<Instant>,
+    /// It spoke when asked, though its HELLOs do not come; when that was told.
+    pub(super) filtered: bool,
+    pub(super) filtered_told: Option<Instant>,
 }
 
 /// What a frame says about its sender.
@@ -92,6 +95,9 @@ pub(super) enum Refused {
 /// More nodes than any segment has.
 const MOST: usize = 4096;
 
+/// How often it is told that a peer's HELLOs are filtered.
+const TELL_FILTERED: Duration = Duration::from_secs(60);
+
 /// All of them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Peers {
@@ -114,17 +120,50 @@ impl Peers {
             .map(|(mac, peer)| (*mac, peer))
     }
 
+    /// Whether anybody is heard.
+    pub(super) fn any_live(&self) -> bool {
+        self.live().next().is_some()
+    }
+
+    /// The station of a node that is heard now and could claim.
+    pub(super) fn station(&self, node: &str) -> Option<MacAddr> {
+        self.live()
+            .find(|(_, peer)| *peer.node == *node && !peer.deaf)
+            .map(|(mac, _)| mac)
+    }
+
+    /// Notes that a peer spoke when asked, and whether its HELLO came.
+    pub(super) fn filtered(&mut self, mac: MacAddr, filtered: bool) {
+        if let Some(peer) = self.stations.get_mut(&mac) {
+            peer.filtered = filtered;
+        }
+    }
+
+    /// The node whose HELLOs are filtered, if that was not told lately.
+    pub(super) fn tell_filtered(&mut self, mac: MacAddr, now: Instant) -> Option<String> {
+        let peer = self.stations.get_mut(&mac)?;
+        let lately = |at: Instant| now.since(at) < TELL_FILTERED;
+        if peer.filtered_told.is_some_and(lately) {
+            return None;
+        }
+        peer.filtered_told = Some(now);
+        Some(peer.node.to_string())
+    }
+
     pub(super) fn candidates(&self) -> &BTreeSet<Arc<str>> {
         &self.candidates
     }
 
-    /// The highest claim of a live peer to `address` above `base`.
+    /// The highest claim to `address` above `base` of a live peer that hears
+    /// others.
     pub(super) fn holder(&self, address: IpAddr, base: u64) -> Option<(u64, &Arc<str>)> {
         self.holders
             .get(&address)?
             .iter()
             .filter(|(_, epoch)| **epoch > base)
-            .filter_map(|(mac, epoch)| Some((*epoch, &self.stations.get(mac)?.node)))
+            .filter_map(|(mac, epoch)| Some((*epoch, self.stations.get(mac)?)))
+            .filter(|(_, peer)| !peer.deaf)
+            .map(|(epoch, peer)| (epoch, &peer.node))
             .max()
     }
 
@@ -168,6 +207,8 @@ impl Peers {
             deaf: false,
             holdings: Holdings::default(),
             asked: None,
+            filtered: false,
+            filtered_told: None,
         });
         if *peer.node != *node {
             peer.node = node.into();
@@ -180,13 +221,14 @@ impl Peers {
         Ok(heard)
     }
 
-    /// Marks a station live; what it held when it fell silent counts again.
+    /// Marks a station live; what it held when it fell silent, or deaf, counts
+    /// again, and is returned.
     pub(super) fn revive(&mut self, mac: MacAddr, deaf: bool) -> Vec<Entry> {
         let Some(peer) = self.stations.get_mut(&mac) else {
             return Vec::new();
         };
         let change = !peer.live || peer.deaf != deaf;
-        let revived = !peer.live;
+        let revived = !peer.live || (peer.deaf && !deaf);
         peer.live = true;
         peer.deaf = deaf;
         let held: Vec<Entry> = if revived {

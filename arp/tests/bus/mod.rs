@@ -50,6 +50,14 @@ pub(crate) fn recorded(owner: usize, epoch: u64) -> Option<Recorded> {
     })
 }
 
+/// Whether clients are answered in this state.
+pub(crate) fn answers(state: State) -> bool {
+    match state {
+        State::Own | State::Deaf | State::Give => true,
+        State::Idle | State::Blocked | State::Wait | State::Probe => false,
+    }
+}
+
 pub(crate) struct Node {
     pub(crate) segment: Option<Segment>,
     pub(crate) frozen: bool,
@@ -266,7 +274,7 @@ impl Bus {
                     .segment
                     .as_ref()
                     .and_then(|segment| segment.address(address))
-                    .is_some_and(|view| view.state == State::Own)
+                    .is_some_and(|view| answers(view.state))
         };
         (0..self.nodes.len())
             .filter(|index| owns(&self.nodes[*index]))

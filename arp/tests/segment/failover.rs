@@ -86,15 +86,12 @@ fn a_node_that_leaves_hands_over_at_once() {
     lab.answered(&prober, 50);
     let report = prober.stop().unwrap();
     println!("leaving: {:.0} ms", report.longest_ms());
-    assert!(
-        (20.0..=2_000.0).contains(&report.longest_ms()),
-        "{report:?}"
-    );
+    assert!(report.longest_ms() <= 2_000.0, "{report:?}");
     assert!(matches!(lab.nodes[0].event(), Event::Owned { .. }));
     assert!(matches!(
         lab.nodes[0].event(),
         Event::Lost {
-            cause: Cause::Shutdown,
+            cause: Cause::HandedOver,
             ..
         }
     ));
@@ -103,7 +100,7 @@ fn a_node_that_leaves_hands_over_at_once() {
         matches!(
             event,
             Event::Owned {
-                cause: Cause::OwnerLeft,
+                cause: Cause::HandedOver,
                 ..
             }
         ),

@@ -83,7 +83,8 @@ fn the_client_gets_the_owners_hardware_address_and_wireshark_reads_every_frame()
             [all, &owner, "1", "1", "0x0800", &owner, &vip, zero, &vip]
         );
     }
-    let probes = capture.decode("arp.isprobe == 1", &fields).unwrap();
+    let asked = format!("arp.isprobe == 1 && arp.dst.proto_ipv4 == {vip}");
+    let probes = capture.decode(&asked, &fields).unwrap();
     // Again, where a busy machine let the node stand still.
     assert!(probes.len() >= 2, "{probes:?}");
     for probe in probes {

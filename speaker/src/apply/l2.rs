@@ -83,8 +83,7 @@ impl L2 {
         // An address that this node never might hold is not the driver's
         // business; and the first assignment it sees of one may say that this
         // node held it before.
-        if assignment.eligibility == Eligibility::Ineligible && !self.applied.contains_key(&address)
-        {
+        if assignment.eligibility != Eligibility::Eligible && !self.applied.contains_key(&address) {
             return;
         }
         if self.applied.get(&address) != Some(&assignment) {
@@ -97,10 +96,12 @@ impl L2 {
 /// One address's assignment from what its Services want.
 fn assignment<'a>(vip: &VirtualIp, intents: impl Iterator<Item = &'a L2Intent>) -> Assignment {
     let mut eligible = false;
+    let mut yields = false;
     let mut everywhere = false;
     let mut interfaces = BTreeSet::new();
-    for intent in intents.filter(|intent| intent.eligible) {
-        eligible = true;
+    for intent in intents.filter(|intent| intent.eligible || intent.yields) {
+        eligible |= intent.eligible;
+        yields |= intent.yields;
         match &intent.interfaces {
             Some(names) => interfaces.extend(names.iter().cloned()),
             None => everywhere = true,
@@ -116,9 +117,11 @@ fn assignment<'a>(vip: &VirtualIp, intents: impl Iterator<Item = &'a L2Intent>) 
             .map(|(owner, epoch)| Recorded { owner, epoch }),
         eligibility: if eligible {
             Eligibility::Eligible
+        } else if yields {
+            Eligibility::Yielding
         } else {
             Eligibility::Ineligible
         },
-        interfaces: (eligible && !everywhere).then_some(interfaces),
+        interfaces: ((eligible || yields) && !everywhere).then_some(interfaces),
     }
 }

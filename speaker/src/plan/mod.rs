@@ -57,6 +57,9 @@ pub struct ServicePlan {
 pub struct L2Intent {
     /// May answer, if the ownership protocol makes it the owner.
     pub eligible: bool,
+    /// The node is about to go: it may hold what it holds until another node
+    /// does.
+    pub yields: bool,
     /// Only on these interfaces; `None`: on all.
     pub interfaces: Option<BTreeSet<String>>,
 }
@@ -130,18 +133,33 @@ pub fn plan_service(
     }
 
     for (address, vip) in addresses {
-        let common = unfit(cluster, me, settings)
-            .or(taken(cluster, settings, address).then_some(Reason::AddressTaken))
+        let leaves = unfit(cluster, me, settings);
+        let rest = taken(cluster, settings, address)
+            .then_some(Reason::AddressTaken)
             .or(service
                 .source_ranges
                 .is_none()
                 .then_some(Reason::SourceRangesInvalid))
             .or_else(|| lacks_endpoint(service, &usable, address))
             .or(forwarding_refused.then_some(Reason::ForwardingRefused));
+        let common = leaves.or(rest);
         // What only concerns the segment.
         let answered = settings.surroundings.answered.contains(&address);
         let on_segment = common.or(answered.then_some(Reason::AnsweredByKernel));
-        plan_l2(cluster, me, service, (address, vip), on_segment, &mut plan);
+        // Who is drained serves on as well as before, until another does.
+        let drained = matches!(
+            leaves,
+            Some(Reason::NodeBeingDeleted | Reason::NodeOutOfService)
+        );
+        let yields = drained && rest.is_none() && !answered;
+        plan_l2(
+            cluster,
+            me,
+            service,
+            (address, vip),
+            (on_segment, yields),
+            &mut plan,
+        );
         let weight = match service.policy {
             TrafficPolicy::Local => Some(usable.count_here(address.is_ipv4())),
             // Every node passes on to every endpoint: none is worth more.
@@ -232,7 +250,7 @@ fn plan_l2(
     me: &str,
     service: &Service,
     (address, vip): (IpAddr, &VirtualIp),
-    common: Option<Reason>,
+    (common, yields): (Option<Reason>, bool),
     plan: &mut ServicePlan,
 ) {
     let covering: Vec<_> = cluster
@@ -262,6 +280,7 @@ fn plan_l2(
         address,
         L2Intent {
             eligible: refused.is_none(),
+            yields: yields && refused == common,
             interfaces,
         },
     );

@@ -158,6 +158,16 @@ impl Recorder {
                     },
                 );
             }
+            Event::HelloFiltered {
+                address,
+                node,
+                interface,
+            } => {
+                tracing::warn!(
+                    %address, node, interface,
+                    "another node answers, but its HELLO does not come: frames to groups are filtered on the way"
+                );
+            }
             Event::Unblocked { address, .. } => {
                 tracing::info!(%address, "the foreign host is gone");
             }

@@ -111,7 +111,7 @@ impl View {
                 let address = verdict.address.and_then(|a| self.segment.addresses.get(&a));
                 match address.map(|address| address.state) {
                     None => Reason::NoInterface,
-                    Some(State::Own) => Reason::Announced,
+                    Some(State::Own | State::Deaf | State::Give) => Reason::Announced,
                     Some(State::Idle) => Reason::Standby,
                     Some(State::Wait | State::Probe) => Reason::Verifying,
                     Some(State::Blocked) => Reason::HeldByForeignHost,
@@ -334,6 +334,7 @@ fn address_state(state: State) -> api::AddressState {
         State::Wait => api::AddressState::Wait,
         State::Probe => api::AddressState::Probe,
         State::Blocked => api::AddressState::Blocked,
-        State::Own => api::AddressState::Own,
+        // It answers.
+        State::Own | State::Deaf | State::Give => api::AddressState::Own,
     }
 }

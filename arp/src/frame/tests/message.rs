@@ -89,6 +89,7 @@ fn all_bodies() -> Vec<Body> {
         },
         Body::Sync,
         Body::Stale { known: 1 << 60 },
+        Body::Handover(entries()),
         Body::SyncAnswer {
             from: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             to: IpAddr::V6(Ipv6Addr::from([0xff; 16])),

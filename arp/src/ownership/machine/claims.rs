@@ -23,7 +23,10 @@ impl Machine {
             Phase::Wait { .. } | Phase::Probe { .. } | Phase::Blocked { .. } => {
                 self.idle(None, actions);
             }
-            Phase::Own { .. } => self.lose(Cause::HigherClaim, Some(node), actions),
+            Phase::Own { .. } | Phase::Deaf => {
+                self.lose(Cause::HigherClaim, Some(node), actions);
+            }
+            Phase::Give { .. } => self.lose(Cause::HandedOver, Some(node), actions),
         }
     }
 
@@ -42,6 +45,8 @@ impl Machine {
             | Phase::Probe { .. }
             | Phase::Blocked { .. } => {}
             Phase::Own { .. } => self.reassert(mac, now, timers, actions),
+            Phase::Deaf => self.hearing(actions),
+            Phase::Give { to, .. } => actions.push(Action::HandOver(to)),
         }
     }
 
@@ -60,6 +65,8 @@ impl Machine {
             Phase::Idle { .. }
             | Phase::Wait { .. }
             | Phase::Probe { .. }
+            | Phase::Deaf
+            | Phase::Give { .. }
             | Phase::Blocked { .. } => {}
         }
     }
@@ -74,10 +81,11 @@ impl Machine {
         actions: &mut Vec<Action>,
     ) {
         match self.phase {
-            Phase::Idle { .. } | Phase::Blocked { .. } => {}
+            Phase::Idle { .. } | Phase::Give { .. } | Phase::Blocked { .. } => {}
             Phase::Wait { .. } | Phase::Probe { .. } => {
                 self.idle(Some(now + RETRY_UNLISTED), actions);
             }
+            Phase::Deaf => self.hearing(actions),
             Phase::Own { .. } => self.reassert(mac, now, timers, actions),
         }
     }
@@ -108,7 +116,9 @@ impl Machine {
                     };
                 }
             }
-            Phase::Own { .. } => actions.push(Action::ClaimTo(mac)),
+            Phase::Own { .. } | Phase::Deaf | Phase::Give { .. } => {
+                actions.push(Action::ClaimTo(mac));
+            }
         }
     }
 
@@ -130,8 +140,12 @@ impl Machine {
                     actions.push(Action::Ask(mac));
                 }
             }
-            Phase::Idle { .. } | Phase::Wait { .. } | Phase::Own { .. } | Phase::Blocked { .. } => {
-            }
+            Phase::Idle { .. }
+            | Phase::Wait { .. }
+            | Phase::Own { .. }
+            | Phase::Deaf
+            | Phase::Give { .. }
+            | Phase::Blocked { .. } => {}
         }
     }
 

@@ -9,7 +9,7 @@ use crate::types::Cause;
 /// Announcements after a claim, counted from it. Two close to it for a lost
 /// frame, two beyond Linux's locktime (1 s), in which a neighbour entry that
 /// changed may not change again.
-const ANNOUNCE_AT: [Duration; 5] = [
+pub(super) const ANNOUNCE_AT: [Duration; 5] = [
     Duration::ZERO,
     Duration::from_millis(50),
     Duration::from_millis(250),
@@ -31,17 +31,29 @@ impl Machine {
                 };
             }
             Phase::Wait { until, .. } => *until = (*until).min(now + delay),
-            Phase::Probe { .. } | Phase::Own { .. } | Phase::Blocked { .. } => {}
+            Phase::Probe { .. }
+            | Phase::Own { .. }
+            | Phase::Deaf
+            | Phase::Give { .. }
+            | Phase::Blocked { .. } => {}
         }
     }
 
-    /// The time in the phase has come.
-    pub(super) fn due(&mut self, now: Instant, timers: &Timers, actions: &mut Vec<Action>) {
+    /// The time in the phase has come. An answer to the probes counts as silence
+    /// only where this node would have heard it.
+    pub(super) fn due(
+        &mut self,
+        hears: bool,
+        now: Instant,
+        timers: &Timers,
+        actions: &mut Vec<Action>,
+    ) {
         match &mut self.phase {
             Phase::Idle { retry } => {
                 *retry = None;
                 actions.push(Action::Reconsider);
             }
+            Phase::Wait { until, .. } if !hears => *until = now + timers.hello,
             Phase::Wait { .. } | Phase::Blocked { .. } => self.probe(false, actions),
             Phase::Probe {
                 sent, due, keep, ..
@@ -49,11 +61,21 @@ impl Machine {
                 if *sent < timers.probes {
                     *due = None;
                     actions.push(Action::Transmit);
-                } else {
+                } else if hears {
                     let keep = *keep;
                     self.own(keep, now, actions);
+                } else if *keep {
+                    *due = Some(now + timers.hello);
+                } else {
+                    let delay = timers.hello;
+                    self.phase = Phase::Wait {
+                        until: now + delay,
+                        delay,
+                    };
                 }
             }
+            Phase::Deaf => {}
+            Phase::Give { .. } => self.ask_again(now, actions),
             Phase::Own { due, .. } => {
                 *due = None;
                 actions.push(Action::Transmit);
@@ -79,11 +101,15 @@ impl Machine {
                     None => now + timers.announce_every,
                 });
             }
-            Phase::Idle { .. } | Phase::Wait { .. } | Phase::Blocked { .. } => {}
+            Phase::Idle { .. }
+            | Phase::Wait { .. }
+            | Phase::Deaf
+            | Phase::Give { .. }
+            | Phase::Blocked { .. } => {}
         }
     }
 
-    fn own(&mut self, keep: bool, now: Instant, actions: &mut Vec<Action>) {
+    pub(super) fn own(&mut self, keep: bool, now: Instant, actions: &mut Vec<Action>) {
         if !keep {
             self.epoch = self.highest.saturating_add(1);
         }

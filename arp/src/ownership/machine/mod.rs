@@ -3,11 +3,12 @@
 //! A total function of (state, trigger); it does not know about frames, peers
 //! or the queue, which [`super::Segment`] has. The module above draws the
 //! table; the tests go through every cell. Each row of the table is a function:
-//! what others say is in `claims`, the own time in `clock`, what goes wrong in
-//! `trouble`.
+//! what others say is in `claims`, the own time in `clock`, planned moves in
+//! `giving`, what goes wrong in `trouble`.
 
 mod claims;
 mod clock;
+mod giving;
 mod trouble;
 mod words;
 
@@ -64,6 +65,8 @@ impl Machine {
             Phase::Wait { .. } => State::Wait,
             Phase::Probe { .. } => State::Probe,
             Phase::Own { .. } => State::Own,
+            Phase::Deaf => State::Deaf,
+            Phase::Give { .. } => State::Give,
             Phase::Blocked { .. } => State::Blocked,
         }
     }
@@ -94,16 +97,38 @@ impl Machine {
         self.highest == self.base
     }
 
-    /// The epoch that it is owned with.
+    /// The epoch that it is owned with: this node answers.
     pub(super) fn owned(&self) -> Option<u64> {
-        matches!(self.phase, Phase::Own { .. }).then_some(self.epoch)
+        match self.phase {
+            Phase::Own { .. } | Phase::Deaf | Phase::Give { .. } => Some(self.epoch),
+            Phase::Idle { .. }
+            | Phase::Wait { .. }
+            | Phase::Probe { .. }
+            | Phase::Blocked { .. } => None,
+        }
+    }
+
+    /// Whom it is being handed over to, and whether this node must let go.
+    pub(super) fn gives(&self) -> Option<(MacAddr, bool)> {
+        match self.phase {
+            Phase::Give { to, hard, .. } => Some((to, hard)),
+            Phase::Idle { .. }
+            | Phase::Wait { .. }
+            | Phase::Probe { .. }
+            | Phase::Own { .. }
+            | Phase::Deaf
+            | Phase::Blocked { .. } => None,
+        }
     }
 
     /// The epoch that a peer's claim is compared with. A node that has none
     /// yields to any claim that [is current](Self::is_current).
     pub(super) fn claim(&self) -> Option<u64> {
         match self.phase {
-            Phase::Own { .. } | Phase::Probe { keep: true, .. } => Some(self.epoch),
+            Phase::Own { .. }
+            | Phase::Deaf
+            | Phase::Give { .. }
+            | Phase::Probe { keep: true, .. } => Some(self.epoch),
             Phase::Idle { .. }
             | Phase::Wait { .. }
             | Phase::Probe { .. }
@@ -118,6 +143,8 @@ impl Machine {
             Phase::Wait { until, .. } => Some(until),
             Phase::Probe { due, .. } | Phase::Own { due, .. } => due,
             Phase::Blocked { retry } => Some(retry),
+            Phase::Deaf => None,
+            Phase::Give { due, .. } => Some(due),
         }
     }
 
@@ -176,7 +203,7 @@ impl Machine {
         let out = &mut actions;
         match trigger {
             Trigger::Unowned { delay, cause } => self.unowned(delay, cause, now),
-            Trigger::Due => self.due(now, timers, out),
+            Trigger::Due { hears } => self.due(hears, now, timers, out),
             Trigger::Transmitted => self.transmitted(now, timers),
             Trigger::Claim {
                 higher: true, node, ..
@@ -190,6 +217,11 @@ impl Machine {
                 self.peer_probes(outranks, mac, now, timers, out);
             }
             Trigger::SilentAnswer { mac } => self.silent_answers(mac, now, timers, out),
+            Trigger::Deaf => self.deaf(),
+            Trigger::Hearing => self.hearing(out),
+            Trigger::Give { to, hard, cause } => self.give(to, hard, cause, now, out),
+            Trigger::Keep => self.keep(now, timers),
+            Trigger::HandOver { mac } => self.take_over(mac, now, out),
             Trigger::Foreign { mac } => self.foreign_host(mac, now, out),
             Trigger::Doubt { cause } => self.doubt(cause, now, timers, out),
             Trigger::LinkDown => self.link_down(out),

@@ -16,7 +16,7 @@ fn ms(ms: u64) -> Duration {
 
 /// One phase per column. Epochs: the base is 100, others had 105 (first
 /// claims: nobody), this node has 105 where it has one.
-fn columns() -> [(&'static str, Phase, u64); 8] {
+fn columns() -> [(&'static str, Phase, u64); 10] {
     let later = T + ms(500);
     let probe = |sent, due, keep| Phase::Probe {
         sent,
@@ -47,6 +47,18 @@ fn columns() -> [(&'static str, Phase, u64); 8] {
             },
             105,
         ),
+        ("DEAF", Phase::Deaf, 105),
+        (
+            "GIVE",
+            Phase::Give {
+                to: PEER,
+                due: T,
+                every: ms(20),
+                until: later,
+                hard: false,
+            },
+            105,
+        ),
         ("BLOCKED", Phase::Blocked { retry: later }, 0),
     ]
 }
@@ -61,7 +73,8 @@ fn triggers() -> Vec<(&'static str, Trigger)> {
                 cause: Cause::OwnerSilent,
             },
         ),
-        ("due", Trigger::Due),
+        ("due", Trigger::Due { hears: true }),
+        ("due, hears nobody", Trigger::Due { hears: false }),
         ("transmitted", Trigger::Transmitted),
         (
             "higher claim",
@@ -96,6 +109,18 @@ fn triggers() -> Vec<(&'static str, Trigger)> {
             },
         ),
         ("silent answers", Trigger::SilentAnswer { mac: PEER }),
+        ("deaf", Trigger::Deaf),
+        ("hearing", Trigger::Hearing),
+        (
+            "give",
+            Trigger::Give {
+                to: PEER,
+                hard: true,
+                cause: Cause::Ineligible,
+            },
+        ),
+        ("keep", Trigger::Keep),
+        ("hand-over", Trigger::HandOver { mac: PEER }),
         ("foreign", Trigger::Foreign { mac: FOREIGN }),
         (
             "frozen",
@@ -156,6 +181,18 @@ fn describe(machine: &Machine, actions: &[Action]) -> String {
         } => {
             format!("OWN {} {announced} {}", machine.epoch, due(*at))
         }
+        Phase::Deaf => format!("DEAF {}", machine.epoch),
+        Phase::Give {
+            due: at,
+            until,
+            hard,
+            ..
+        } => format!(
+            "GIVE {} {}{}",
+            relative(*at),
+            relative(*until),
+            if *hard { " hard" } else { "" }
+        ),
         Phase::Blocked { retry } => format!("BLOCKED {}", relative(*retry)),
     };
     for action in actions {
@@ -167,6 +204,8 @@ fn describe(machine: &Machine, actions: &[Action]) -> String {
                 format!("release {epoch}{}", if *removed { " removed" } else { "" })
             }
             Action::Ask(PEER) => "ask".to_owned(),
+            Action::HandOver(PEER) => "hand-over".to_owned(),
+            Action::GiveOn => "give-on".to_owned(),
             Action::Reconsider => "reconsider".to_owned(),
             Action::Owned(cause) => format!("Owned({cause})"),
             Action::Lost(cause, to) => {
@@ -226,7 +265,17 @@ due | PROBE: PROBE 1 -; transmit
 due | PROBE end: OWN 106 0 -; Owned(FirstClaim); claim; transmit
 due | PROBE keep: OWN 105 0 -; Owned(FirstClaim); claim; transmit
 due | OWN: OWN 105 0 -; transmit
+due | GIVE: GIVE 40ms 500ms; hand-over
 due | BLOCKED: PROBE 0 -; transmit
+due, hears nobody | IDLE: IDLE -; reconsider
+due, hears nobody | WAIT: WAIT 100ms
+due, hears nobody | PROBE first: PROBE 1 -; transmit
+due, hears nobody | PROBE: PROBE 1 -; transmit
+due, hears nobody | PROBE end: WAIT 100ms
+due, hears nobody | PROBE keep: PROBE 2 100ms keep
+due, hears nobody | OWN: OWN 105 0 -; transmit
+due, hears nobody | GIVE: GIVE 40ms 500ms; hand-over
+due, hears nobody | BLOCKED: PROBE 0 -; transmit
 transmitted | PROBE first: PROBE 2 20ms
 transmitted | PROBE: PROBE 2 20ms
 transmitted | PROBE end: PROBE 3 20ms
@@ -239,8 +288,12 @@ higher claim | PROBE: IDLE -
 higher claim | PROBE end: IDLE -
 higher claim | PROBE keep: IDLE -
 higher claim | OWN: IDLE -; Lost(HigherClaim b); release 105
+higher claim | DEAF: IDLE -; Lost(HigherClaim b); release 105
+higher claim | GIVE: IDLE -; Lost(HandedOver b); release 105
 higher claim | BLOCKED: IDLE -; Unblocked
 lower claim | OWN: OWN 105 0 -; claim-to; transmit
+lower claim | DEAF: PROBE 0 - keep; Lost(Deaf); transmit
+lower claim | GIVE: GIVE 0 500ms; hand-over
 peer releases | OWN: OWN 105 0 -; transmit
 peer answers | WAIT: IDLE 1000ms
 peer answers | PROBE first: IDLE 1000ms
@@ -248,17 +301,36 @@ peer answers | PROBE: IDLE 1000ms
 peer answers | PROBE end: IDLE 1000ms
 peer answers | PROBE keep: IDLE 1000ms
 peer answers | OWN: OWN 105 0 -; claim-to; transmit
+peer answers | DEAF: PROBE 0 - keep; Lost(Deaf); transmit
 better probes | WAIT: WAIT 60ms
 better probes | PROBE first: WAIT 60ms
 better probes | PROBE: WAIT 60ms
 better probes | PROBE end: WAIT 60ms
 better probes | PROBE keep: WAIT 60ms
 better probes | OWN: OWN 105 0 500ms; claim-to
+better probes | DEAF: DEAF 105; claim-to
+better probes | GIVE: GIVE 0 500ms; claim-to
 worse probes | OWN: OWN 105 0 500ms; claim-to
+worse probes | DEAF: DEAF 105; claim-to
+worse probes | GIVE: GIVE 0 500ms; claim-to
 silent answers | PROBE first: PROBE 1 500ms asked; ask
 silent answers | PROBE: PROBE 1 500ms asked; ask
 silent answers | PROBE end: PROBE 2 500ms asked; ask
 silent answers | PROBE keep: PROBE 2 500ms keep asked; ask
+deaf | OWN: DEAF 105
+hearing | DEAF: PROBE 0 - keep; Lost(Deaf); transmit
+give | OWN: GIVE 20ms 60ms hard; hand-over
+give | DEAF: GIVE 20ms 60ms hard; hand-over
+give | GIVE: GIVE 20ms 60ms hard; hand-over
+keep | GIVE: OWN 105 5 60000ms
+hand-over | IDLE: OWN 106 0 -; Owned(HandedOver); claim; transmit
+hand-over | WAIT: OWN 106 0 -; Owned(HandedOver); claim; transmit
+hand-over | PROBE first: OWN 101 0 -; Owned(HandedOver); claim; transmit
+hand-over | PROBE: OWN 106 0 -; Owned(HandedOver); claim; transmit
+hand-over | PROBE end: OWN 106 0 -; Owned(HandedOver); claim; transmit
+hand-over | PROBE keep: OWN 106 0 -; Owned(HandedOver); claim; transmit
+hand-over | OWN: OWN 105 0 500ms; claim-to
+hand-over | DEAF: DEAF 105; claim-to
 foreign | IDLE: IDLE 500ms; Foreign
 foreign | WAIT: IDLE 1000ms; Foreign
 foreign | PROBE first: BLOCKED 60000ms; Blocked
@@ -266,6 +338,8 @@ foreign | PROBE: WAIT 1000ms; Foreign
 foreign | PROBE end: WAIT 1000ms; Foreign
 foreign | PROBE keep: WAIT 1000ms; Foreign
 foreign | OWN: OWN 105 0 -; transmit; Foreign
+foreign | DEAF: DEAF 105; Foreign
+foreign | GIVE: GIVE 0 500ms; Foreign
 foreign | BLOCKED: BLOCKED 500ms; Blocked
 frozen | WAIT: IDLE 320ms
 frozen | PROBE first: PROBE 0 -; transmit
@@ -273,6 +347,8 @@ frozen | PROBE: PROBE 0 -; transmit
 frozen | PROBE end: PROBE 0 -; transmit
 frozen | PROBE keep: PROBE 0 - keep; transmit
 frozen | OWN: PROBE 0 - keep; Lost(Frozen); transmit
+frozen | DEAF: PROBE 0 - keep; Lost(Frozen); transmit
+frozen | GIVE: PROBE 0 - keep; Lost(Frozen); transmit
 link down | IDLE: IDLE -
 link down | WAIT: IDLE -
 link down | PROBE first: IDLE -
@@ -280,6 +356,8 @@ link down | PROBE: IDLE -
 link down | PROBE end: IDLE -
 link down | PROBE keep: IDLE -
 link down | OWN: IDLE -; Lost(LinkChange); release 105
+link down | DEAF: IDLE -; Lost(LinkChange); release 105
+link down | GIVE: IDLE -; Lost(LinkChange); release 105
 link down | BLOCKED: IDLE -; Unblocked
 resume | IDLE: PROBE 0 - keep; transmit
 restart | IDLE: PROBE 0 - keep; transmit
@@ -290,6 +368,8 @@ ineligible | PROBE: IDLE -
 ineligible | PROBE end: IDLE -
 ineligible | PROBE keep: IDLE -
 ineligible | OWN: IDLE -; Lost(Ineligible); release 105
+ineligible | DEAF: IDLE -; Lost(Ineligible); release 105
+ineligible | GIVE: IDLE -; Lost(Ineligible); release 105
 ineligible | BLOCKED: IDLE -; Unblocked
 removed | IDLE: IDLE -
 removed | WAIT: IDLE -
@@ -298,6 +378,8 @@ removed | PROBE: IDLE -
 removed | PROBE end: IDLE -
 removed | PROBE keep: IDLE -
 removed | OWN: IDLE -; Lost(Removed); release 105 removed
+removed | DEAF: IDLE -; Lost(Removed); release 105 removed
+removed | GIVE: IDLE -; Lost(Removed); release 105 removed
 removed | BLOCKED: IDLE -; Unblocked";
     let got = table.join("\n");
     for (got, expected) in got.lines().zip(expected.lines()) {
@@ -316,7 +398,7 @@ fn own(now: Instant) -> Machine {
         },
         105,
     );
-    machine.step(Trigger::Due, now, &Timers::default());
+    machine.step(Trigger::Due { hears: true }, now, &Timers::default());
     machine
 }
 
@@ -330,7 +412,10 @@ fn announcements_follow_the_claim_at_fixed_times_then_every_minute() {
         times.push(at.since(T).as_millis());
         machine.step(Trigger::Transmitted, at, &timers);
         at = machine.deadline().unwrap();
-        assert_eq!(machine.step(Trigger::Due, at, &timers), [Action::Transmit]);
+        assert_eq!(
+            machine.step(Trigger::Due { hears: true }, at, &timers),
+            [Action::Transmit]
+        );
     }
     assert_eq!(times, [0, 50, 250, 1_100, 2_200, 62_200, 122_200, 182_200]);
 }
@@ -404,24 +489,24 @@ fn a_blocked_address_is_told_once_and_unblocked_when_it_is_claimed() {
         cause: Cause::FirstClaim,
     };
     machine.step(unowned, T, &timers);
-    machine.step(Trigger::Due, T, &timers);
+    machine.step(Trigger::Due { hears: true }, T, &timers);
     assert_eq!(
         machine.step(foreign(), T, &timers),
         [Action::Blocked(FOREIGN)]
     );
     assert_eq!(machine.step(foreign(), T, &timers), []);
     // Tried again: the host is still there.
-    machine.step(Trigger::Due, T + ms(60_000), &timers);
+    machine.step(Trigger::Due { hears: true }, T + ms(60_000), &timers);
     assert_eq!(machine.state(), State::Probe);
     assert_eq!(machine.step(foreign(), T + ms(60_001), &timers), []);
     assert_eq!(machine.state(), State::Blocked);
     // And again: it is gone.
     let mut now = T + ms(120_001);
-    machine.step(Trigger::Due, now, &timers);
+    machine.step(Trigger::Due { hears: true }, now, &timers);
     for _ in 0..2 {
         machine.step(Trigger::Transmitted, now, &timers);
         now = machine.deadline().unwrap();
-        machine.step(Trigger::Due, now, &timers);
+        machine.step(Trigger::Due { hears: true }, now, &timers);
     }
     assert_eq!(machine.state(), State::Own);
     assert_eq!(machine.foreign(), None);

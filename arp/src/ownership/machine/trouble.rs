@@ -22,7 +22,9 @@ impl Machine {
     pub(super) fn foreign_host(&mut self, mac: MacAddr, now: Instant, actions: &mut Vec<Action>) {
         let first = self.is_first();
         match &mut self.phase {
-            Phase::Idle { .. } => self.report(mac, now, actions),
+            Phase::Idle { .. } | Phase::Deaf | Phase::Give { .. } => {
+                self.report(mac, now, actions);
+            }
             Phase::Wait { .. } => {
                 self.report(mac, now, actions);
                 let retry = if first { RETRY_FIRST } else { RETRY_TAKEOVER };
@@ -66,7 +68,7 @@ impl Machine {
             Phase::Idle { .. } | Phase::Blocked { .. } => {}
             Phase::Wait { .. } => self.idle(Some(now + timers.dead_after()), actions),
             Phase::Probe { keep, .. } => self.probe(keep, actions),
-            Phase::Own { .. } => {
+            Phase::Own { .. } | Phase::Deaf | Phase::Give { .. } => {
                 actions.push(Action::Lost(cause, None));
                 self.cause = Some(cause);
                 self.probe(true, actions);
@@ -84,7 +86,7 @@ impl Machine {
                 self.resume = keep;
                 self.idle(None, actions);
             }
-            Phase::Own { .. } => {
+            Phase::Own { .. } | Phase::Deaf | Phase::Give { .. } => {
                 self.lose(Cause::LinkChange, None, actions);
                 self.resume = true;
             }
@@ -103,6 +105,39 @@ impl Machine {
             Phase::Wait { .. }
             | Phase::Probe { .. }
             | Phase::Own { .. }
+            | Phase::Deaf
+            | Phase::Give { .. }
+            | Phase::Blocked { .. } => {}
+        }
+    }
+
+    /// This node hears no other any more. It may be the one that is cut off:
+    /// an announcement would draw clients to it that others serve.
+    pub(super) fn deaf(&mut self) {
+        match self.phase {
+            Phase::Own { .. } => self.phase = Phase::Deaf,
+            Phase::Idle { .. }
+            | Phase::Wait { .. }
+            | Phase::Probe { .. }
+            | Phase::Deaf
+            | Phase::Give { .. }
+            | Phase::Blocked { .. } => {}
+        }
+    }
+
+    /// Others are heard again: they may have claimed meanwhile.
+    pub(super) fn hearing(&mut self, actions: &mut Vec<Action>) {
+        match self.phase {
+            Phase::Deaf => {
+                actions.push(Action::Lost(Cause::Deaf, None));
+                self.cause = Some(Cause::Deaf);
+                self.probe(true, actions);
+            }
+            Phase::Idle { .. }
+            | Phase::Wait { .. }
+            | Phase::Probe { .. }
+            | Phase::Own { .. }
+            | Phase::Give { .. }
             | Phase::Blocked { .. } => {}
         }
     }
@@ -117,7 +152,9 @@ impl Machine {
                 self.resume = false;
                 self.idle(None, actions);
             }
-            Phase::Own { .. } => self.lose(cause, None, actions),
+            Phase::Own { .. } | Phase::Deaf | Phase::Give { .. } => {
+                self.lose(cause, None, actions);
+            }
         }
     }
 

@@ -28,6 +28,17 @@ pub(in crate::ownership) enum Phase {
         announced: usize,
         due: Option<Instant>,
     },
+    /// Answers, never announces: this node hears no other.
+    Deaf,
+    /// Answers, and hands over to `to`: asks it again at `due`, after twice as
+    /// long as the last time, until `until`. `hard`: must let go then.
+    Give {
+        to: MacAddr,
+        due: Instant,
+        every: Duration,
+        until: Instant,
+        hard: bool,
+    },
     /// A foreign host has it; tried again at `retry`.
     Blocked { retry: Instant },
 }
@@ -37,8 +48,9 @@ pub(in crate::ownership) enum Phase {
 pub(in crate::ownership) enum Trigger {
     /// No live peer has it in its list, and this node may hold it.
     Unowned { delay: Duration, cause: Cause },
-    /// The time in the phase has come.
-    Due,
+    /// The time in the phase has come. `hears`: nothing says that this node
+    /// hears nobody.
+    Due { hears: bool },
     /// The queued probe or announcement was sent.
     Transmitted,
     /// A live peer holds it, with a claim above or below this node's.
@@ -55,6 +67,20 @@ pub(in crate::ownership) enum Trigger {
     PeerProbe { outranks: bool, mac: MacAddr },
     /// A silent peer's hardware address answered or announced.
     SilentAnswer { mac: MacAddr },
+    /// This node hears no other any more.
+    Deaf,
+    /// It does again.
+    Hearing,
+    /// A live peer is to have it. `hard`: this node must let go soon.
+    Give {
+        to: MacAddr,
+        hard: bool,
+        cause: Cause,
+    },
+    /// Nobody takes it, and this node may keep it.
+    Keep,
+    /// The live owner hands it over.
+    HandOver { mac: MacAddr },
     /// A host that is none of ours has the address.
     Foreign { mac: MacAddr },
     /// This node's loop stood still, or its hardware address changed.
@@ -76,6 +102,10 @@ pub(in crate::ownership) enum Action {
     Claim,
     /// Tell one peer of the claim.
     ClaimTo(MacAddr),
+    /// Ask a peer to take it.
+    HandOver(MacAddr),
+    /// The peer that was asked does not take it: ask another, or end it.
+    GiveOn,
     /// Tell all peers that the claim is given up.
     Release { epoch: u64, removed: bool },
     /// Ask a silent peer whether it lives.

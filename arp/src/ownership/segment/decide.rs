@@ -29,7 +29,7 @@ impl Segment {
         cause: Cause,
         now: Instant,
     ) {
-        if !self.up || self.leaving || self.listening.is_some() {
+        if !self.up || self.leaving || self.draining || self.listening.is_some() {
             return;
         }
         let Some(record) = self.records.get(&address) else {

@@ -43,6 +43,13 @@ impl Segment {
                         .insert(address, epoch);
                 }
             }
+            Action::HandOver(mac) => {
+                if let Some(epoch) = self.claim_of(address) {
+                    let to = self.handovers.entry(mac).or_default();
+                    to.insert(address, epoch);
+                }
+            }
+            Action::GiveOn => self.give_on(address, now),
             Action::Release { epoch, removed } => {
                 self.releases
                     .entry(removed)
@@ -68,6 +75,7 @@ impl Segment {
             Action::Owned(cause) => {
                 let epoch = self.claim_of(address).unwrap_or_default();
                 self.count("claims");
+                self.moved_here(address, cause, now);
                 self.tell(|interface| Event::Owned {
                     address,
                     epoch,
@@ -108,6 +116,7 @@ impl Segment {
         let releases = std::mem::take(&mut self.releases);
         let claims = std::mem::take(&mut self.claims);
         let claims_to = std::mem::take(&mut self.claims_to);
+        let handovers = std::mem::take(&mut self.handovers);
         if !self.up {
             return;
         }
@@ -126,6 +135,9 @@ impl Segment {
         for (mac, claims) in claims_to {
             self.send_claims(&claims, mac);
         }
+        for (mac, entries) in handovers {
+            self.send_entries(&entries, mac, Body::Handover);
+        }
         while now >= self.may_transmit_at() {
             let Some(address) = self.queue.pop_front() else {
                 break;
@@ -137,7 +149,7 @@ impl Segment {
             let (kind, frame) = match record.machine.state() {
                 State::Probe => ("probes", self.probe(address)),
                 State::Own => ("announcements", self.announcement(address)),
-                State::Idle | State::Wait | State::Blocked => continue,
+                State::Idle | State::Wait | State::Deaf | State::Give | State::Blocked => continue,
             };
             self.count(kind);
             self.outputs.push_back(Output::Frame(frame));
@@ -182,7 +194,7 @@ impl Segment {
         let (count, digest) = self.holdings.summary();
         self.send(
             Body::Hello {
-                deaf: false,
+                deaf: self.hearing.deaf,
                 leaving,
                 count,
                 digest,
@@ -239,12 +251,21 @@ impl Segment {
     }
 
     fn send_claims(&mut self, claims: &BTreeMap<IpAddr, u64>, to: MacAddr) {
-        let claims: Vec<Entry> = claims
+        self.send_entries(claims, to, Body::Claim);
+    }
+
+    fn send_entries(
+        &mut self,
+        entries: &BTreeMap<IpAddr, u64>,
+        to: MacAddr,
+        body: fn(Vec<Entry>) -> Body,
+    ) {
+        let entries: Vec<Entry> = entries
             .iter()
             .map(|(address, epoch)| (*address, *epoch))
             .collect();
-        for part in claims.chunks(ENTRIES) {
-            self.send(Body::Claim(part.to_vec()), to);
+        for part in entries.chunks(ENTRIES) {
+            self.send(body(part.to_vec()), to);
         }
     }
 
@@ -252,7 +273,7 @@ impl Segment {
         self.records.get(&address)?.machine.claim()
     }
 
-    fn tell(&mut self, event: impl FnOnce(String) -> Event) {
+    pub(super) fn tell(&mut self, event: impl FnOnce(String) -> Event) {
         let event = event(self.config.interface.clone());
         self.outputs.push_back(Output::Event(event));
     }

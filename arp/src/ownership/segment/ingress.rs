@@ -11,7 +11,7 @@ use super::{Output, Segment};
 use crate::MacAddr;
 use crate::frame::{self, Arp, Body, Entry, Ethernet, Message, Ndp};
 use crate::time::Instant;
-use crate::types::Cause;
+use crate::types::{Cause, Event};
 
 /// How much later others look at an address whose owner said that it is gone.
 const AFTER_REMOVAL: Duration = Duration::from_secs(2);
@@ -28,6 +28,7 @@ impl Segment {
                 self.count("looped");
                 return Ok(());
             }
+            self.note_heard(now);
             if ethernet.ethertype == frame::ARP {
                 self.count("arp");
                 self.arp(Arp::decode(ethernet.payload)?, now);
@@ -55,7 +56,11 @@ impl Segment {
             return;
         }
         if !arp.sender.is_unspecified() {
-            self.heard_with(mac, IpAddr::V4(arp.sender), now);
+            let sender = IpAddr::V4(arp.sender);
+            self.heard_with(mac, sender, now);
+            if self.peers.get(mac).is_none() && !self.records.contains_key(&sender) {
+                self.note_host(arp.sender);
+            }
         }
         if arp.operation == frame::Operation::Request && arp.sender != arp.target {
             let answer = |own| arp.answer(own).frame();
@@ -104,7 +109,8 @@ impl Segment {
             match self.peers.get(mac) {
                 Some(peer) => {
                     let me = &self.config.node;
-                    let outranks = rank::before(&record.assignment, address, &peer.node, me);
+                    let before = rank::before(&record.assignment, address, &peer.node, me);
+                    let outranks = before && !peer.deaf;
                     self.step(address, Trigger::PeerProbe { outranks, mac }, now);
                 }
                 // Somebody else is about to take it (RFC 5227 2.1.1). A held
@@ -122,7 +128,12 @@ impl Segment {
 
     /// A station says that it has an address.
     fn heard_with(&mut self, mac: MacAddr, address: IpAddr, now: Instant) {
+        let record = self.records.get(&address);
+        let owned = record.is_some_and(|record| record.machine.owned().is_some());
         let trigger = match self.peers.get(mac) {
+            Some(peer) if peer.filtered && !owned => return self.filtered(mac, address, now),
+            // Who hears nobody has not heard the question either.
+            Some(peer) if peer.live && peer.deaf && !owned => Trigger::SilentAnswer { mac },
             Some(peer) if peer.live => match peer.holdings.entries().get(&address) {
                 // Its list tells more: the claim may be of an older object.
                 Some(epoch) => return self.claimed(mac, (address, *epoch), now),
@@ -132,6 +143,22 @@ impl Segment {
             None => Trigger::Foreign { mac },
         };
         self.step(address, trigger, now);
+    }
+
+    /// A peer whose HELLOs do not come answers for an address. It lives: it
+    /// spoke when it was asked.
+    fn filtered(&mut self, mac: MacAddr, address: IpAddr, now: Instant) {
+        self.count("hello_filtered");
+        if self.records.contains_key(&address)
+            && let Some(node) = self.peers.tell_filtered(mac, now)
+        {
+            self.tell(|interface| Event::HelloFiltered {
+                address,
+                node,
+                interface,
+            });
+        }
+        self.step(address, Trigger::PeerAnswer { mac }, now);
     }
 
     fn message(&mut self, mac: MacAddr, message: Message, now: Instant) {
@@ -160,6 +187,26 @@ impl Segment {
             self.peers.clear(mac);
             return;
         }
+        let was = self.peers.get(mac).map(|peer| (peer.live, peer.deaf));
+        let silent = was.is_none_or(|(live, deaf)| !live || deaf);
+        match message.body {
+            Body::Hello { deaf, .. } => {
+                if !deaf {
+                    self.peers.filtered(mac, false);
+                }
+                self.hears_again(now);
+            }
+            // It asks whether this node lives; that it lives itself, its HELLO
+            // would say.
+            Body::Sync if silent => return self.tell_all(mac),
+            Body::SyncAnswer { .. } if silent => self.peers.filtered(mac, true),
+            Body::Claim(_)
+            | Body::Handover(_)
+            | Body::Release { .. }
+            | Body::Sync
+            | Body::SyncAnswer { .. }
+            | Body::Stale { .. } => {}
+        }
         // What a station held before it was silent may have changed.
         let unchanged = match (&message.body, self.peers.get(mac)) {
             (Body::Hello { count, digest, .. }, Some(peer)) => {
@@ -174,10 +221,17 @@ impl Segment {
         };
         let deaf = match message.body {
             Body::Hello { deaf, .. } => deaf,
+            // It has heard this node's question.
+            Body::SyncAnswer { .. } => false,
             _ => self.peers.get(mac).is_some_and(|peer| peer.deaf),
         };
         for entry in self.peers.revive(mac, deaf) {
             self.claimed(mac, entry, now);
+        }
+        if deaf && was == Some((true, false)) {
+            let held = self.peers.get(mac).map(|peer| peer.holdings.entries());
+            let held = held.map_or_else(Vec::new, |held| held.keys().copied().collect());
+            self.reconsider_all(held, Duration::ZERO, Cause::OwnerDeaf, now);
         }
         match message.body {
             Body::Hello { count, digest, .. } => {
@@ -213,6 +267,11 @@ impl Segment {
                 self.reconsider_all(free, delay, Cause::OwnerReleased, now);
             }
             Body::Sync => self.tell_all(mac),
+            Body::Handover(entries) => {
+                for entry in entries {
+                    self.handed(mac, entry, now);
+                }
+            }
             Body::Stale { known } => self.grow_beyond(known),
             Body::SyncAnswer { from, to, entries } => self.synced(mac, (from, to), entries, now),
         }
@@ -269,11 +328,32 @@ impl Segment {
         };
         let node = peer.node.to_string();
         let machine = &mut record.machine;
+        if peer.deaf {
+            return self.deaf_claim(mac, (address, epoch), &node, now);
+        }
         let higher = match machine.claim() {
             Some(mine) => (epoch, node.as_str()) > (mine, self.config.node.as_str()),
             None => epoch > machine.base() && machine.is_current(epoch, &node),
         };
         machine.learn(epoch, &node);
         self.step(address, Trigger::Claim { higher, node, mac }, now);
+    }
+
+    /// A peer that hears nobody says that it holds an address. It cannot know
+    /// better: whoever holds it stays above that claim, and brings clients back.
+    fn deaf_claim(&mut self, mac: MacAddr, (address, epoch): Entry, node: &str, now: Instant) {
+        let Some(record) = self.records.get_mut(&address) else {
+            return;
+        };
+        record.machine.learn(epoch, node);
+        let actions = record.machine.raise();
+        if actions.is_empty() && record.machine.owned().is_some() {
+            let (higher, node) = (false, node.to_owned());
+            self.step(address, Trigger::Claim { higher, node, mac }, now);
+        }
+        self.note_claim(address);
+        for action in actions {
+            self.perform(address, action, now);
+        }
     }
 }

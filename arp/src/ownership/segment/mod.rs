@@ -2,6 +2,8 @@
 
 mod decide;
 mod egress;
+mod giving;
+mod hearing;
 mod ingress;
 mod rounds;
 mod told;
@@ -18,6 +20,8 @@ use crate::MacAddr;
 use crate::frame::{Credentials, Entry};
 use crate::time::{Instant, Timers};
 use crate::types::{Assignment, Cause, Event, PeerState, State};
+use giving::Moves;
+use hearing::Hearing;
 
 /// What a [`Segment`] is told once.
 #[derive(Clone, Debug)]
@@ -67,6 +71,10 @@ pub enum Input {
     },
     /// The time that [`Segment::next_deadline`] named has come.
     Timeout,
+    /// This node is about to leave: it hands over what it holds, and takes
+    /// nothing. When [`Segment::holds`] says no, or after a second,
+    /// [`Input::Shutdown`] should follow.
+    Drain,
     /// This node leaves. May be repeated, against loss.
     Shutdown,
 }
@@ -107,6 +115,7 @@ struct Record {
     deadline: Option<Instant>,
     /// Whether it is in `Segment::queue`.
     queued: bool,
+    moves: Moves,
 }
 
 /// One node on one segment: its HELLOs, its peers, its addresses.
@@ -116,6 +125,8 @@ pub struct Segment {
     local: BTreeSet<MacAddr>,
     up: bool,
     leaving: bool,
+    draining: bool,
+    hearing: Hearing,
     seq: u64,
     /// When the next HELLO is due.
     round: Instant,
@@ -134,6 +145,7 @@ pub struct Segment {
     paced: Instant,
     claims: BTreeMap<IpAddr, u64>,
     claims_to: BTreeMap<MacAddr, BTreeMap<IpAddr, u64>>,
+    handovers: BTreeMap<MacAddr, BTreeMap<IpAddr, u64>>,
     /// By whether the address is gone.
     releases: BTreeMap<bool, Vec<Entry>>,
     outputs: VecDeque<Output>,
@@ -149,6 +161,8 @@ impl Segment {
             config,
             up: true,
             leaving: false,
+            draining: false,
+            hearing: Hearing::default(),
             seq: 0,
             round: now,
             listening: Some((0, now + dead_after)),
@@ -161,6 +175,7 @@ impl Segment {
             paced: now,
             claims: BTreeMap::new(),
             claims_to: BTreeMap::new(),
+            handovers: BTreeMap::new(),
             releases: BTreeMap::new(),
             outputs: VecDeque::new(),
             counters: BTreeMap::new(),
@@ -184,6 +199,7 @@ impl Segment {
             Input::Remove { address } => self.remove(address, now),
             Input::Link { up, mac, local } => self.link(up, mac, local, now),
             Input::Timeout => self.timeout(now),
+            Input::Drain => self.drain(now),
             Input::Shutdown => self.shutdown(now),
         }
         self.flush(now);
@@ -209,6 +225,12 @@ impl Segment {
             .into_iter()
             .flatten()
             .min()
+    }
+
+    /// Whether this node answers for any address.
+    pub fn holds(&self) -> bool {
+        let mut records = self.records.values();
+        records.any(|record| record.machine.owned().is_some())
     }
 
     /// The addresses assigned here.

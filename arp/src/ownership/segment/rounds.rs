@@ -36,6 +36,8 @@ impl Segment {
         }
         if now >= self.round {
             self.hello(false);
+            self.listen_for_hosts(now);
+            self.make_moves(now);
             self.peers.round();
             self.silent = self.peers.next_silent(&self.config.timers);
             if let Some((rounds, _)) = &mut self.listening {
@@ -55,12 +57,16 @@ impl Segment {
                 (record.machine.state() == State::Wait).then_some(*address)
             };
             let mut orphans: BTreeSet<IpAddr> = self.records.iter().filter_map(waits).collect();
+            let fell = !silent.is_empty();
             // All of them first: ranks must not count the dead.
             for mac in silent {
                 self.count("peer_silent");
                 orphans.extend(self.peers.bury(mac));
             }
             self.silent = self.peers.next_silent(&self.config.timers);
+            if fell && !self.peers.any_live() {
+                self.went_deaf(now);
+            }
             let orphans = orphans.into_iter().collect();
             self.reconsider_all(orphans, Duration::ZERO, Cause::OwnerSilent, now);
         }
@@ -80,7 +86,11 @@ impl Segment {
             if let Some(record) = self.records.get_mut(&address) {
                 record.deadline = None;
             }
-            self.step(address, Trigger::Due, now);
+            // What nobody ever had cannot be taken from anybody.
+            let record = self.records.get(&address);
+            let first = record.is_some_and(|record| record.machine.is_first());
+            let hears = first || self.hears(now);
+            self.step(address, Trigger::Due { hears }, now);
         }
     }
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::super::machine::{Machine, Trigger};
+use super::giving::Moves;
 use super::{Output, Record, Segment};
 use crate::MacAddr;
 use crate::time::Instant;
@@ -19,6 +20,7 @@ impl Segment {
             assignment: assignment.clone(),
             deadline: None,
             queued: false,
+            moves: Moves::default(),
         });
         let mut mine = false;
         if let Some(recorded) = &assignment.recorded
@@ -34,21 +36,25 @@ impl Segment {
             record.machine.learn(epoch, node);
         }
         let actions = record.machine.rebase(base);
-        let eligible = assignment.eligibility == Eligibility::Eligible;
+        let eligibility = assignment.eligibility;
+        let owned = record.machine.owned().is_some();
+        let old = (!new).then_some(&record.assignment);
+        record.moves.told(old, &assignment);
         record.assignment = assignment;
         for action in actions {
             self.perform(address, action, now);
         }
         self.note_claim(address);
-        if !eligible {
-            self.step(
-                address,
-                Trigger::Stop {
-                    cause: Cause::Ineligible,
-                },
-                now,
-            );
-        } else if new && mine && self.up && !self.leaving {
+        let cause = Cause::Ineligible;
+        if eligibility == Eligibility::Ineligible && owned && self.give(address, true, cause, now) {
+            // It answers until the successor does.
+        } else if eligibility == Eligibility::Yielding && owned {
+            self.make_moves(now);
+        } else if eligibility != Eligibility::Eligible {
+            self.step(address, Trigger::Stop { cause }, now);
+        } else if owned {
+            self.make_moves(now);
+        } else if new && mine && self.up && !self.leaving && !self.draining {
             self.step(
                 address,
                 Trigger::Resume {
@@ -85,6 +91,7 @@ impl Segment {
             (false, false) => {}
             (true, false) => {
                 self.up = false;
+                self.hearing.deaf = false;
                 self.for_all(now, |_| Trigger::LinkDown);
                 self.queue.clear();
                 for record in self.records.values_mut() {
@@ -103,7 +110,7 @@ impl Segment {
                     Eligibility::Eligible => Trigger::Resume {
                         cause: Cause::LinkChange,
                     },
-                    Eligibility::Ineligible => Trigger::Stop {
+                    Eligibility::Yielding | Eligibility::Ineligible => Trigger::Stop {
                         cause: Cause::Ineligible,
                     },
                 });
