@@ -240,6 +240,7 @@ fn measure(
             missed.push(name.to_owned());
         }
     };
+    // Buffers and counters grow to what the flood needs before it counts.
     std::thread::sleep(Duration::from_secs(3));
     let (memory, before, start) = (
         resident_kib()?,
