@@ -9,7 +9,7 @@ LAB_FLAGS ?=
 SIM_FLAGS ?=
 FAULT_FLAGS ?=
 
-NETNS_CRATES := -p bellrock-arp -p bellrock-bgp -p bellrock-forward -p bellrock-speaker -p bellrock-sys
+NETNS_CRATES := -p bellrock-arp -p bellrock-bfd -p bellrock-bgp -p bellrock-forward -p bellrock-speaker -p bellrock-sys
 
 # Runs a suite and prints how long it took: $(call suite,name,command).
 define suite

@@ -5,9 +5,11 @@
 use std::io;
 use std::mem::{offset_of, size_of};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use socket2::SockAddr;
+
+use crate::option::set;
 
 /// Longest key that the kernel takes, in octets.
 pub const MAX_MD5_KEY: usize = 80;
@@ -86,31 +88,6 @@ pub fn set_least_ttl(socket: BorrowedFd<'_>, v4: bool, least: u8) -> io::Result<
     } else {
         const IPV6_MINHOPCOUNT: libc::c_int = 73;
         set(socket, libc::IPPROTO_IPV6, IPV6_MINHOPCOUNT, &value)
-    }
-}
-
-fn set<T>(
-    socket: BorrowedFd<'_>,
-    level: libc::c_int,
-    name: libc::c_int,
-    value: &T,
-) -> io::Result<()> {
-    let length = libc::socklen_t::try_from(size_of::<T>()).map_err(io::Error::other)?;
-    // SAFETY: the descriptor is borrowed for the call; the kernel reads
-    // `length` bytes, the size of `T`, from the reference.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            std::ptr::from_ref(value).cast(),
-            length,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
     }
 }
 
