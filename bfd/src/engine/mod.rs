@@ -124,6 +124,7 @@ impl Engine {
         let old: Vec<SessionId> = self.sessions.iter().filter_map(leaving).collect();
         for old in old {
             self.forget(old);
+            self.outputs.push_back(Output::Gone(old));
         }
         self.forget(id);
         let discriminator = self.new_discriminator();

@@ -391,8 +391,10 @@ fn one_that_comes_back_ends_the_goodbye_of_the_one_before() {
     let mut engine = with(&[(path.clone(), None)]);
     up(&mut engine, 1);
     engine.remove(id(1), NOW);
+    drain(&mut engine);
     engine.add(id(2), path, None, Settings::default(), NOW);
     assert!(!engine.leaves());
+    assert_eq!(drain(&mut engine), [Output::Gone(id(1))]);
     assert_eq!(bootstrap(&mut engine, &PEER), Ok(2));
 }
 
