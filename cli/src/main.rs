@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
+use tokio::runtime::{Builder, Runtime};
 use tracing_subscriber::EnvFilter;
 
 /// Addresses for Services of type LoadBalancer on bare metal.
@@ -71,16 +72,33 @@ enum Command {
     Cleanup,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run(cli).await {
+    let ended = runtime(&cli.command)
+        .context("start the runtime")
+        .and_then(|runtime| runtime.block_on(run(cli)));
+    match ended {
         Ok(code) => code,
         Err(error) => {
             eprintln!("bellrock: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// The controller waits for the API server and does little itself: one thread is enough for it, and
+/// the memory that several would keep apart is not.
+fn runtime(command: &Command) -> std::io::Result<Runtime> {
+    let mut builder = match command {
+        Command::Controller(_) => Builder::new_current_thread(),
+        Command::Speaker(_)
+        | Command::Status(_)
+        | Command::Why(_)
+        | Command::Crds
+        | Command::Probe(_)
+        | Command::Cleanup => Builder::new_multi_thread(),
+    };
+    builder.enable_all().build()
 }
 
 async fn run(cli: Cli) -> Result<ExitCode> {

@@ -246,6 +246,7 @@ impl Driver {
             let task = self.plans.spawn(self.writer.clone().run(plan));
             self.busy.insert(task.id(), work);
         }
+        self.herald.hold_back(self.plans.len() >= MAX_BUSY);
         self.metrics.count(&mut self.core);
     }
 

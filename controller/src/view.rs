@@ -132,12 +132,9 @@ impl ServiceView {
             ),
             pools: annotation(ADDRESS_POOL).map(split).unwrap_or_default(),
             claim,
-            ingress: status
-                .load_balancer
-                .and_then(|lb| lb.ingress)
-                .unwrap_or_default(),
-            conditions: status.conditions.unwrap_or_default(),
-            finalizers: meta.finalizers.clone().unwrap_or_default(),
+            ingress: kept(status.load_balancer.and_then(|lb| lb.ingress)),
+            conditions: kept(status.conditions),
+            finalizers: kept(meta.finalizers.clone()),
             leaving: meta.deletion_timestamp.is_some(),
         };
         Some((key, view))
@@ -173,6 +170,13 @@ impl ServiceView {
         copy.version.clone_from(&other.version);
         copy == *other
     }
+}
+
+/// A list that is kept for long: one that was parsed has room for several members more than it has.
+pub(crate) fn kept<T>(list: Option<Vec<T>>) -> Vec<T> {
+    let mut list = list.unwrap_or_default();
+    list.shrink_to_fit();
+    list
 }
 
 /// `spec.ipFamilies`, or the families of the cluster addresses where that is missing.

@@ -251,8 +251,9 @@ fn vip(object: &DynamicObject) -> Result<Option<Change>, String> {
 /// The view of a VirtualIP.
 pub(crate) fn vip_view(
     meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
-    spec: VirtualIPSpec,
+    mut spec: VirtualIPSpec,
 ) -> VipView {
+    spec.claims.shrink_to_fit();
     let label = meta
         .labels
         .as_ref()

@@ -3,7 +3,6 @@
 //! A new Service takes two writes: create the VirtualIP, patch the status. What is right already
 //! is not written.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use bellrock_api::annotations::{CONDITION_LOAD_BALANCER, FINALIZER_CLEANUP};
@@ -54,7 +53,7 @@ impl Core {
             self.claim(*ip, key, service.claim.clone());
         }
         self.wanted
-            .insert(key.clone(), have.iter().copied().collect::<BTreeSet<_>>());
+            .insert(key.clone(), have.iter().copied().collect());
         for ip in &have {
             let picked = settlement.take.iter().find(|pick| pick.address == *ip);
             let claim = vip_claim(key, &service.version.uid, &service.claim);

@@ -33,7 +33,7 @@ use bellrock_api::{AllocationReason, VirtualIPSpec};
 use k8s_openapi::api::core::v1::LoadBalancerIngress;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use crate::ipam::{Allocator, ServiceKey};
+use crate::ipam::{Allocator, ServiceKey, SmallSet};
 use crate::placement::{Candidate, Placement};
 use crate::pools::{PoolBook, PoolView};
 use crate::view::{AdvertisementView, Labels, NodeView, Release, ServiceView, Version, VipView};
@@ -260,7 +260,7 @@ pub struct Core {
     /// Candidates by pool, while nothing that they depend on changes.
     candidates: BTreeMap<Option<String>, Vec<Candidate>>,
     /// What each Service should hold, as last decided.
-    wanted: BTreeMap<ServiceKey, BTreeSet<IpAddr>>,
+    wanted: BTreeMap<ServiceKey, SmallSet<IpAddr>>,
     /// Services that do not have all that they ask for, and why.
     refused: BTreeMap<ServiceKey, Refused>,
     /// Services that want an address that others hold: they are told who.

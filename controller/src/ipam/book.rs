@@ -13,12 +13,13 @@ use std::time::Duration;
 use super::claim::{Claim, ServiceKey};
 use super::interval::IntervalSet;
 use super::pool::{Family, Pool, address, bits, is_buggy};
+use super::small::{SmallMap, SmallSet};
 
 /// Who holds an address.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Holding {
     /// The Services that hold it.
-    pub claims: BTreeMap<ServiceKey, Claim>,
+    pub claims: SmallMap<ServiceKey, Claim>,
     /// True while a VirtualIP of it exists: without claims, that is a reservation.
     pub recorded: bool,
     /// Who released it last, while a VirtualIP still exists.
@@ -97,7 +98,7 @@ pub struct Allocator {
     by_name: BTreeMap<String, usize>,
     segments: [BTreeMap<u128, Segment>; 2],
     holdings: BTreeMap<IpAddr, Holding>,
-    held_by: BTreeMap<ServiceKey, BTreeSet<IpAddr>>,
+    held_by: BTreeMap<ServiceKey, SmallSet<IpAddr>>,
     /// Namespace and sharing key -> addresses.
     shared: BTreeMap<(String, String), BTreeSet<IpAddr>>,
     resting: BTreeMap<IpAddr, Rest>,
@@ -204,7 +205,8 @@ impl Allocator {
 
     /// The addresses that `service` holds, in order.
     pub fn held_by(&self, service: &ServiceKey) -> impl Iterator<Item = IpAddr> + '_ {
-        self.held_by.get(service).into_iter().flatten().copied()
+        let held = self.held_by.get(service);
+        held.into_iter().flat_map(SmallSet::iter).copied()
     }
 
     /// Counters of `pool`, or `None` when there is no such pool.
@@ -320,7 +322,8 @@ impl Allocator {
                 held.insert(ip);
             }
             None => {
-                self.held_by.insert(service.clone(), [ip].into());
+                self.held_by
+                    .insert(service.clone(), [ip].into_iter().collect());
             }
         }
         true

@@ -2,26 +2,42 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
 
 use bellrock_api::Protocol;
 
 /// A Service's namespace and name: how Bellrock knows a Service, since a restored or re-created
 /// one has a new uid and should have its old address.
+///
+/// Copies share one text: the same key stands in several maps.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ServiceKey {
+pub struct ServiceKey(Arc<ServiceName>);
+
+/// What a [`ServiceKey`] dereferences to.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServiceName {
     /// Namespace.
     pub namespace: String,
     /// Name.
     pub name: String,
 }
 
+impl Deref for ServiceKey {
+    type Target = ServiceName;
+
+    fn deref(&self) -> &ServiceName {
+        &self.0
+    }
+}
+
 impl ServiceKey {
     /// A key of its two parts.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
-        Self {
+        Self(Arc::new(ServiceName {
             namespace: namespace.into(),
             name: name.into(),
-        }
+        }))
     }
 }
 

@@ -21,12 +21,14 @@ mod interval;
 mod pool;
 mod refusal;
 mod settle;
+mod small;
 #[cfg(test)]
 mod tests;
 
 pub use book::{Allocator, Holding, Rest, Usage};
-pub use claim::{Backend, Claim, Conflict, PortKey, ServiceKey, may_share};
+pub use claim::{Backend, Claim, Conflict, PortKey, ServiceKey, ServiceName, may_share};
 pub use interval::IntervalSet;
 pub use pool::{Asker, Family, NotServed, Pool, Scope};
 pub use refusal::{PassedOver, Refusal};
 pub use settle::{Pick, Request, Settlement};
+pub use small::{SmallMap, SmallSet};

@@ -162,7 +162,7 @@ impl Allocator {
         };
         // Whoever is named on a VirtualIP may use it before the others that are named exist.
         let named = holding.claims.contains_key(request.service);
-        for (other, claim) in &holding.claims {
+        for (other, claim) in holding.claims.iter() {
             let absent = named && claim.backend == Backend::Unknown;
             if other != request.service && !absent {
                 may_share((request.service, request.claim), (other, claim))

@@ -96,7 +96,7 @@ impl Ask {
         self
     }
     fn namespace(mut self, namespace: &str) -> Self {
-        self.key.namespace = namespace.to_owned();
+        self.key = ServiceKey::new(namespace, &*self.key.name);
         self
     }
 

@@ -203,7 +203,7 @@ proptest! {
                 let mut map: BTreeMap<_, Vec<_>> = BTreeMap::new();
                 for key in asks.keys() {
                     for ip in book.held_by(key) {
-                        map.entry(ip).or_default().push((key, &book.holding(ip).unwrap().claims[key]));
+                        map.entry(ip).or_default().push((key, book.holding(ip).unwrap().claims.get(key).unwrap()));
                     }
                 }
                 map
