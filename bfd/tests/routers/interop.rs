@@ -14,6 +14,10 @@ use crate::lab::{
     Speaker, both, ip, on_link, settings,
 };
 
+/// The routers have no real-time priority: on a busy machine they may be silent
+/// for a second, which is no failure of ours.
+const PATIENT: u8 = 20;
+
 const PEERS: [&str; 3] = [NODE, NODE_V6, NODE_LINK];
 
 fn ms(milliseconds: u64) -> Duration {
@@ -39,18 +43,18 @@ fn up_and_down_by_silence(kind: Kind) {
     }
     let lab = Lab::new();
     let node = Speaker::start(&lab.node);
-    let ids = sessions(&node, both(60, 100, 4));
+    let ids = sessions(&node, both(60, 100, PATIENT));
     let timers = Timers {
         transmit: 80,
         receive: 90,
-        multiplier: 3,
+        multiplier: PATIENT,
     };
     let router = Router::start(kind, &lab.router, &PEERS, timers);
     for (id, peer) in ids.iter().zip(PEERS) {
         let status = node.wait_up(*id);
         // Each side's wish or the other's limit, whichever is slower.
         assert_eq!(status.intervals.transmit, Some(ms(90)), "{peer}");
-        let detection = ms(100 * 3);
+        let detection = ms(100) * u32::from(PATIENT);
         node.wait(*id, "the router's timers", |s| {
             s.intervals.detection == Some(detection)
         });
@@ -87,15 +91,15 @@ fn admin_down_of_ours(kind: Kind) {
     let mut node = Speaker::start(&lab.node);
     let id = node
         .handle
-        .add(Path::single(ip(ROUTER)), settings(50, 3))
+        .add(Path::single(ip(ROUTER)), settings(100, PATIENT))
         .unwrap();
-    let router = Router::start(kind, &lab.router, &[NODE], Timers::of(50, 3));
+    let router = Router::start(kind, &lab.router, &[NODE], Timers::of(100, PATIENT));
     node.wait_up(id);
     node.expect(id, Change::Up);
     router.wait_state(NODE, "up");
     let off = Settings {
         enabled: false,
-        ..settings(50, 3)
+        ..settings(100, PATIENT)
     };
     node.handle.change(id, off).unwrap();
     assert_eq!(node.expect_down(id), DownReason::AdminDown);
@@ -108,7 +112,7 @@ fn admin_down_of_ours(kind: Kind) {
         status.remote.diagnostic,
         Diagnostic::NeighborSignaledSessionDown
     );
-    node.handle.change(id, settings(50, 3)).unwrap();
+    node.handle.change(id, settings(100, PATIENT)).unwrap();
     node.expect(id, Change::Up);
     router.wait_state(NODE, "up");
     // Taking it away says the same.
@@ -126,20 +130,20 @@ fn timers_change_while_it_is_up(kind: Kind) {
     let node = Speaker::start(&lab.node);
     let id = node
         .handle
-        .add(Path::single(ip(ROUTER)), settings(100, 3))
+        .add(Path::single(ip(ROUTER)), settings(100, PATIENT))
         .unwrap();
-    let router = Router::start(kind, &lab.router, &[NODE], Timers::of(100, 3));
+    let router = Router::start(kind, &lab.router, &[NODE], Timers::of(100, PATIENT));
     node.wait_up(id);
     node.wait(id, "the router's timers", |s| {
-        s.intervals.detection == Some(ms(300))
+        s.intervals.detection == Some(ms(2000))
     });
     let capture = Capture::start(&lab.node, "eth0", "udp port 3784").unwrap();
 
     // Ours: slower to send, then faster to hear.
     for (with, transmit, detection) in [
-        (both(250, 100, 3), 250, 300),
-        (both(250, 400, 3), 250, 1200),
-        (both(70, 100, 3), 100, 300),
+        (both(250, 100, PATIENT), 250, 2000),
+        (both(250, 400, PATIENT), 250, 8000),
+        (both(70, 100, PATIENT), 100, 2000),
     ] {
         node.handle.change(id, with).unwrap();
         let what = "our change to be in force";
@@ -170,11 +174,11 @@ fn timers_change_while_it_is_up(kind: Kind) {
     let slower = Timers {
         transmit: 300,
         receive: 350,
-        multiplier: 3,
+        multiplier: PATIENT,
     };
     router.configure(&[NODE], slower);
     node.wait(id, "the router's change to be in force", |s| {
-        (s.intervals.transmit, s.intervals.detection) == (Some(ms(350)), Some(ms(900)))
+        (s.intervals.transmit, s.intervals.detection) == (Some(ms(350)), Some(ms(6000)))
     });
     seen("the router's poll", &wish(ROUTER, 300_000, "bfd.flags.p"));
     seen("our answer", &wish(NODE, 70_000, "bfd.flags.f"));
@@ -203,10 +207,10 @@ fn multihop(kind: Kind) {
     };
     let id = node
         .handle
-        .add(path(arrives_with), settings(100, 3))
+        .add(path(arrives_with), settings(100, PATIENT))
         .unwrap();
     let capture = Capture::start(&lab.node, "eth0", "udp").unwrap();
-    let router = Router::start(kind, &lab.router, &[NODE_FAR], Timers::of(100, 3));
+    let router = Router::start(kind, &lab.router, &[NODE_FAR], Timers::of(100, PATIENT));
     node.wait_up(id);
     router.wait_state(NODE_FAR, "up");
     let ours = capture.decode(
@@ -223,7 +227,7 @@ fn multihop(kind: Kind) {
     router.wait_state(NODE_FAR, "down");
     let id = node
         .handle
-        .add(path(arrives_with + 1), settings(100, 3))
+        .add(path(arrives_with + 1), settings(100, PATIENT))
         .unwrap();
     wait_for("packets to be discarded", PATIENCE, || {
         let snapshot = node.handle.snapshot();
@@ -284,9 +288,9 @@ fn admin_down_of_frr_is_no_failure() {
     let mut node = Speaker::start(&lab.node);
     let id = node
         .handle
-        .add(Path::single(ip(ROUTER)), settings(50, 3))
+        .add(Path::single(ip(ROUTER)), settings(100, PATIENT))
         .unwrap();
-    let router = Router::start(Kind::Frr, &lab.router, &[NODE], Timers::of(50, 3));
+    let router = Router::start(Kind::Frr, &lab.router, &[NODE], Timers::of(100, PATIENT));
     node.expect(id, Change::Up);
     let Router::Frr(frr) = &router else {
         panic!("it is FRR");

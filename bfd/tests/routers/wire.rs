@@ -42,7 +42,7 @@ fn check_jitter(name: &str, gaps: &[f64], interval: f64, most: f64) {
         mean * 100.0
     );
     // What delays the capture makes the next packet seem early, by as much.
-    assert!(shares.len() > 300, "{name}: {}", shares.len());
+    assert!(shares.len() > 240, "{name}: {}", shares.len());
     assert!(at(2) > 0.74, "{name}: {:?}", &shares[..5]);
     assert!(at(90) <= most + 0.01, "{name}: {}", at(90));
     let middle = f64::midpoint(0.75, most);
@@ -91,7 +91,7 @@ fn intervals_are_jittered_by_a_quarter_or_with_multiplier_1_by_10_to_25_percent(
     wait_for("packets of both sessions", PATIENCE, || {
         for id in [three, one] {
             let status = node.status(id)?;
-            ensure!(status.counters.sent >= 400, "{status:?}");
+            ensure!(status.counters.sent >= 320, "{status:?}");
         }
         Ok(())
     });
