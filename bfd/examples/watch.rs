@@ -41,17 +41,20 @@ struct Arguments {
     passive: bool,
 }
 
-fn say(peer: IpAddr, change: Change, status: Option<&SessionStatus>) {
-    let what = match change {
-        Change::Up => "up".to_owned(),
+/// What happened, and what is settled by the time that it is told.
+fn line(change: Change, status: Option<&SessionStatus>) -> String {
+    let settled = status.map(|status| status.intervals).unwrap_or_default();
+    let time = |time: Option<Duration>| time.map_or("none".to_owned(), |t| format!("{t:?}"));
+    let settled = format!(
+        "sending every {}, detection time {}",
+        time(settled.transmit),
+        time(settled.detection)
+    );
+    match change {
+        Change::Up | Change::Intervals(_) => format!("up, {settled}"),
         Change::Down(reason) => format!("down: {reason}"),
         Change::PeerAdminDown => "the peer is held down on purpose".to_owned(),
-        Change::Intervals(_) => "other intervals".to_owned(),
-    };
-    let intervals = status.map(|status| status.intervals).unwrap_or_default();
-    let [transmit, detection] = [intervals.transmit, intervals.detection]
-        .map(|time| time.map_or("none".to_owned(), |time| format!("{time:?}")));
-    println!("{peer}: {what} (sending every {transmit}, detection time {detection})");
+    }
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -97,14 +100,19 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             println!("{}: {error}; trying again each second", status.path.peer);
         }
     }
+    let mut last = BTreeMap::new();
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     loop {
         tokio::select! {
             event = events.recv() => {
                 let Some(event) = event else { break };
                 let sessions = handle.snapshot().sessions;
-                if let Some(peer) = peers.get(&event.session) {
-                    say(*peer, event.change, sessions.get(&event.session));
+                let line = line(event.change, sessions.get(&event.session));
+                if let Some(peer) = peers.get(&event.session)
+                    && last.get(peer) != Some(&line)
+                {
+                    println!("{peer}: {line}");
+                    last.insert(*peer, line);
                 }
             }
             _ = tokio::signal::ctrl_c() => break,
