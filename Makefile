@@ -37,11 +37,15 @@ lab-down: ## ends every lab that `make lab` left
 	@target/release/bellrock-lab down --all
 
 .PHONY: test
-test: test-unit test-netns e2e ## unit, namespace and lab tests
+test: test-unit sim-short test-netns e2e ## unit, simulator, namespace and lab tests
 
 .PHONY: test-unit
 test-unit: lab-tools ## what sits in the crates themselves, and the definitions
 	$(call suite,unit tests,$(CARGO) test --locked --workspace --lib --bins --quiet && $(CARGO) test --locked -p bellrock-api --test '*' --quiet)
+
+.PHONY: sim-short
+sim-short: ## 200 seeds of the simulator
+	$(call suite,simulator,$(CARGO) run --locked --quiet -p bellrock-sim -- --seeds 200)
 
 .PHONY: sim
 sim: ## 500 seeds of the simulator (SIM_FLAGS: see cargo run -p bellrock-sim -- --help)

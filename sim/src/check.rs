@@ -397,15 +397,15 @@ impl Check {
         }
     }
 
-    /// How many frames a node sent in a second.
-    pub(crate) fn sent(&mut self, node: usize, frames: u64, now: Instant) {
+    /// How many frames a node sent in the second that began at `start`.
+    pub(crate) fn sent(&mut self, node: usize, (start, frames): (Instant, u64), now: Instant) {
         let hellos = 1_000
             / u64::try_from(self.timers.hello.as_millis())
                 .unwrap_or(1)
                 .max(1);
         let vips = self.answers.len() as u64;
         let peace =
-            now.since(self.changed.max(self.calm)) > Duration::from_secs(6) && self.picture.calm;
+            start.since(self.changed.max(self.calm)) > Duration::from_secs(6) && self.picture.calm;
         // HELLOs, and each address once a minute announced or tried again.
         let most = if peace { hellos + 2 + 4 * vips } else { FRAMES };
         if frames > most {

@@ -39,6 +39,8 @@ pub(crate) struct Client {
     pub(crate) old: bool,
     cache: BTreeMap<usize, Entry>,
     asked: BTreeMap<usize, Instant>,
+    /// Since when it asks for what it has no entry of.
+    resolving: BTreeMap<usize, Instant>,
 }
 
 impl Client {
@@ -50,12 +52,20 @@ impl Client {
             old,
             cache: BTreeMap::new(),
             asked: BTreeMap::new(),
+            resolving: BTreeMap::new(),
         }
     }
 
     /// Whom it sends packets for the address to.
     pub(crate) fn cached(&self, vip: usize) -> Option<MacAddr> {
         self.cache.get(&vip).map(|entry| entry.mac)
+    }
+
+    /// Whether it keeps packets for the address until an answer comes, which
+    /// may still come in time: as Linux (unres_qlen).
+    pub(crate) fn waits(&self, vip: usize, now: Instant) -> bool {
+        let since = self.resolving.get(&vip);
+        since.is_some_and(|since| now.since(*since) < ASK_EVERY)
     }
 
     /// What it asks now before it can send, or to go on sending.
@@ -85,6 +95,9 @@ impl Client {
                     question.splice(..6, to);
                 }
             }
+        }
+        if !self.cache.contains_key(&vip) {
+            self.resolving.entry(vip).or_insert(now);
         }
         self.asked.insert(vip, now);
         Some(question)
@@ -120,6 +133,7 @@ impl Client {
                 }
             }
             None if answer => {
+                self.resolving.remove(&vip);
                 self.cache.insert(vip, fresh);
             }
             None => {}

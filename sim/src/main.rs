@@ -30,6 +30,9 @@ struct Args {
     seconds: u64,
 }
 
+/// After how many seeds a line says how far it is.
+const PROGRESS: u64 = 500;
+
 #[derive(Debug, Default)]
 struct Sum {
     runs: u64,
@@ -37,7 +40,7 @@ struct Sum {
     lasted: Duration,
     nodes: BTreeMap<usize, u64>,
     faults: BTreeMap<&'static str, u64>,
-    broken: Vec<bellrock_sim::Report>,
+    broken: u64,
 }
 
 fn main() -> ExitCode {
@@ -59,27 +62,11 @@ fn main() -> ExitCode {
         let bar = usize::try_from(count * 40 / most).unwrap_or(0);
         println!("  {kind:<26} {count:>6} {}", "#".repeat(bar));
     }
-    for report in &sum.broken {
-        if let Some(broken) = &report.violation {
-            println!(
-                "seed {} ({} nodes): invariant ({}) broken at {:?}: {}",
-                report.seed, report.nodes, broken.invariant, broken.at, broken.what
-            );
-            println!(
-                "  replay: cargo run -p bellrock-sim -- --seed {} --trace",
-                report.seed
-            );
-        }
-    }
-    if sum.broken.is_empty() {
+    if sum.broken == 0 {
         println!("all invariants held");
         ExitCode::SUCCESS
     } else {
-        println!(
-            "{} of {} seeds broke an invariant",
-            sum.broken.len(),
-            sum.runs
-        );
+        println!("{} of {} seeds broke an invariant", sum.broken, sum.runs);
         ExitCode::FAILURE
     }
 }
@@ -106,8 +93,16 @@ fn run(args: &Args) -> Sum {
             for (kind, count) in &report.faults {
                 *sum.faults.entry(kind).or_default() += count;
             }
-            if report.violation.is_some() {
-                sum.broken.push(report);
+            if let Some(broken) = &report.violation {
+                println!(
+                    "seed {seed} ({} nodes): invariant ({}) broken at {:?}: {}",
+                    report.nodes, broken.invariant, broken.at, broken.what
+                );
+                println!("  replay: cargo run -p bellrock-sim -- --seed {seed} --trace");
+                sum.broken += 1;
+            }
+            if sum.runs.is_multiple_of(PROGRESS) {
+                println!("{} seeds, {} broken", sum.runs, sum.broken);
             }
         }
     };

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bellrock_arp::frame::{ARP, Arp, Operation};
-use bellrock_arp::ownership::{AddressView, Input, Output};
+use bellrock_arp::ownership::{AddressView, Input, Output, Segment};
 use bellrock_arp::{Eligibility, Event, Instant, MacAddr, Recorded, State, Timers};
 
 use crate::check::Check;
@@ -20,6 +20,8 @@ use crate::wire::{Station, Wire};
 const PING: Duration = Duration::from_millis(10);
 /// How often the checks look at what lasts.
 const TICK: Duration = Duration::from_millis(5);
+/// How late a node's timer is at most.
+const LATE: Duration = Duration::from_micros(1_500);
 /// What a client of an older kernel takes longer: it holds an announcement
 /// back for a second, and takes the one after.
 const LOCKED: Duration = Duration::from_millis(1_300);
@@ -120,6 +122,7 @@ impl World {
             serial: 0,
             rng,
         };
+        world.tell(|| format!("switches of nodes, clients and the alien: {places:?}"));
         for node in 0..nodes {
             world.later(Duration::from_millis(7 * node as u64), Due::Start(node));
         }
@@ -264,14 +267,19 @@ impl World {
     }
 
     fn timer(&mut self, node: usize) {
+        let now = self.now;
         let Some(it) = self.nodes.get_mut(node) else {
             return;
         };
+        // Another was queued for an earlier time.
+        if it.timer != Some(now) {
+            return;
+        }
         it.timer = None;
         let Some(segment) = it.segment.as_ref().filter(|_| !it.frozen) else {
             return;
         };
-        if segment.next_deadline().is_some_and(|at| at <= self.now) {
+        if segment.next_deadline().is_some_and(|at| at <= now) {
             self.feed(node, Input::Timeout);
         } else {
             self.arm(node);
@@ -280,19 +288,17 @@ impl World {
 
     /// Queues the node's next timer, a little late, as machines are.
     fn arm(&mut self, node: usize) {
-        let late = Duration::from_micros(self.rng.below(1_500));
-        let Some(it) = self.nodes.get_mut(node) else {
+        let Some(it) = self.nodes.get_mut(node).filter(|it| it.runs()) else {
             return;
         };
-        let deadline = it
-            .segment
-            .as_ref()
-            .and_then(|segment| segment.next_deadline());
-        let Some(at) = deadline.filter(|_| !it.frozen) else {
+        let deadline = it.segment.as_ref().and_then(Segment::next_deadline);
+        let Some(at) = deadline.map(|at| at.max(self.now)) else {
             return;
         };
-        let at = at.max(self.now) + late;
-        if it.timer.is_none_or(|queued| queued > at) {
+        // One that comes too early looks again.
+        if it.timer.is_none_or(|queued| queued > at + LATE) {
+            let late = u64::try_from(LATE.as_micros()).unwrap_or(0);
+            let at = at + Duration::from_micros(self.rng.below(late));
             it.timer = Some(at);
             self.at(at, Due::Timer(node));
         }
@@ -322,9 +328,8 @@ impl World {
         self.frames += 1;
         if let Some(it) = self.nodes.get_mut(node) {
             if self.now.since(it.sent.0) >= Duration::from_secs(1) {
-                let (_, frames) = it.sent;
-                it.sent = (self.now, 0);
-                self.check.sent(node, frames, self.now);
+                let sent = std::mem::replace(&mut it.sent, (self.now, 0));
+                self.check.sent(node, sent, self.now);
             }
             it.sent.1 += 1;
         }
@@ -440,12 +445,17 @@ impl World {
             };
             let question = client.asks(vip, self.now);
             let (station, mac, cached) = (client.station, client.mac, client.cached(vip));
+            let waits = client.waits(vip, self.now);
             let mut extra = if client.old { LOCKED } else { Duration::ZERO };
             if let Some(question) = question {
                 self.transmit(station, &question);
             }
             if cached == Some(self.alien.1) {
                 // It believes the other host until it asks again.
+                continue;
+            }
+            if waits {
+                // The packet is kept until the answer comes.
                 continue;
             }
             if cached.is_none() {

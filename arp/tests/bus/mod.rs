@@ -11,6 +11,9 @@ use bellrock_arp::{Assignment, Eligibility, Event, Instant, MacAddr, Recorded, S
 
 pub(crate) const CREATED: u64 = 1_700_000_000;
 
+/// k * I + W, the rounding up to the own round, probes, the wire.
+pub(crate) const BOUND: Duration = Duration::from_millis(320 + 40 + 10);
+
 pub(crate) fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
@@ -29,6 +32,18 @@ pub(crate) fn mac(index: usize) -> MacAddr {
 }
 
 pub(crate) const STRANGER: MacAddr = MacAddr(2, 0, 0, 0, 0xff, 0xff);
+
+pub(crate) fn v4(address: IpAddr) -> Ipv4Addr {
+    match address {
+        IpAddr::V4(v4) => v4,
+        IpAddr::V6(_) => panic!("an IPv4 address"),
+    }
+}
+
+pub(crate) fn arp_of(frame: &[u8]) -> Option<Arp> {
+    let ethernet = Ethernet::decode(frame).unwrap();
+    (ethernet.ethertype == frame::ARP).then(|| Arp::decode(ethernet.payload).unwrap())
+}
 
 /// Desired node first, then the successors.
 pub(crate) fn assignment(order: &[usize]) -> Assignment {

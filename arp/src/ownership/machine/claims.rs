@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::clock::LATE;
 use super::{Action, Machine, Phase};
 use crate::MacAddr;
 use crate::time::{Instant, Timers};
@@ -50,16 +51,16 @@ impl Machine {
         }
     }
 
-    /// A peer held it too, as after a partition, and gives it up: its clients
-    /// must learn where it is.
-    pub(super) fn peer_released(&mut self, now: Instant, actions: &mut Vec<Action>) {
+    /// Clients may have missed where it is, or follow somebody else: announces
+    /// anew, from the announcement of number `from` on if that was out already.
+    pub(super) fn announce_anew(&mut self, from: usize, now: Instant, actions: &mut Vec<Action>) {
         match &mut self.phase {
             Phase::Own {
                 since,
                 announced,
                 due,
             } => {
-                (*since, *announced, *due) = (now, 0, None);
+                (*since, *announced, *due) = (now, from.min(*announced), None);
                 actions.push(Action::Transmit);
             }
             Phase::Idle { .. }
@@ -157,10 +158,7 @@ impl Machine {
         {
             self.reasserted = Some(now);
             actions.push(Action::ClaimTo(mac));
-            if let Phase::Own { due, .. } = &mut self.phase {
-                *due = None;
-                actions.push(Action::Transmit);
-            }
+            self.announce_anew(LATE, now, actions);
         }
     }
 }

@@ -17,6 +17,22 @@ pub(super) const ANNOUNCE_AT: [Duration; 5] = [
     Duration::from_millis(2_200),
 ];
 
+/// The first of them that is beyond the locktime.
+pub(super) const LATE: usize = 3;
+
+/// When the next announcement is due, of an address held `since`.
+pub(super) fn announce_at(
+    since: Instant,
+    announced: usize,
+    now: Instant,
+    timers: &Timers,
+) -> Instant {
+    match ANNOUNCE_AT.get(announced) {
+        Some(at) => (since + *at).max(now),
+        None => now + timers.announce_every,
+    }
+}
+
 impl Machine {
     /// No live peer has it in its list, and this node may hold it. Told again
     /// in WAIT when nodes of a better rank fell silent: there are fewer to wait
@@ -76,6 +92,8 @@ impl Machine {
             }
             Phase::Deaf => {}
             Phase::Give { .. } => self.ask_again(now, actions),
+            // It may be the one that is cut off: as in DEAF.
+            Phase::Own { due, .. } if !hears => *due = Some(now + timers.hello),
             Phase::Own { due, .. } => {
                 *due = None;
                 actions.push(Action::Transmit);
@@ -95,11 +113,12 @@ impl Machine {
                 announced,
                 due,
             } => {
-                *announced = announced.saturating_add(1);
-                *due = Some(match ANNOUNCE_AT.get(*announced) {
-                    Some(at) => (*since + *at).max(now),
-                    None => now + timers.announce_every,
-                });
+                // One between two of them takes the place of none: it was for
+                // another reason.
+                if announce_at(*since, *announced, now, timers) <= now {
+                    *announced = announced.saturating_add(1);
+                }
+                *due = Some(announce_at(*since, *announced, now, timers));
             }
             Phase::Idle { .. }
             | Phase::Wait { .. }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::clock::ANNOUNCE_AT;
+use super::clock::{ANNOUNCE_AT, announce_at};
 use super::{Action, Machine, Phase};
 use crate::MacAddr;
 use crate::time::{Instant, Timers};
@@ -26,23 +26,30 @@ impl Machine {
         now: Instant,
         actions: &mut Vec<Action>,
     ) {
-        match self.phase {
-            Phase::Own { .. } | Phase::Deaf | Phase::Give { .. } => {
-                self.cause = Some(cause);
-                self.phase = Phase::Give {
-                    to,
-                    due: now + FIRST,
-                    every: FIRST,
-                    until: now + if hard { HASTE } else { PATIENCE },
-                    hard,
-                };
-                actions.push(Action::HandOver(to));
+        let (since, announced) = match self.phase {
+            Phase::Own {
+                since, announced, ..
             }
+            | Phase::Give {
+                since, announced, ..
+            } => (since, announced),
+            Phase::Deaf => (now, ANNOUNCE_AT.len()),
             Phase::Idle { .. }
             | Phase::Wait { .. }
             | Phase::Probe { .. }
-            | Phase::Blocked { .. } => {}
-        }
+            | Phase::Blocked { .. } => return,
+        };
+        self.cause = Some(cause);
+        self.phase = Phase::Give {
+            to,
+            due: now + FIRST,
+            every: FIRST,
+            until: now + if hard { HASTE } else { PATIENCE },
+            hard,
+            since,
+            announced,
+        };
+        actions.push(Action::HandOver(to));
     }
 
     /// It was asked, and has not claimed yet.
@@ -65,14 +72,17 @@ impl Machine {
         }
     }
 
-    /// Nobody takes it, and this node may keep it.
+    /// Nobody takes it, and this node may keep it. It goes on announcing where
+    /// it stopped: some client may need what is left.
     pub(super) fn keep(&mut self, now: Instant, timers: &Timers) {
         match self.phase {
-            Phase::Give { .. } => {
+            Phase::Give {
+                since, announced, ..
+            } => {
                 self.phase = Phase::Own {
-                    since: now,
-                    announced: ANNOUNCE_AT.len(),
-                    due: Some(now + timers.announce_every),
+                    since,
+                    announced,
+                    due: Some(announce_at(since, announced, now, timers)),
                 };
             }
             Phase::Idle { .. }
@@ -91,8 +101,17 @@ impl Machine {
                 self.cause = Some(Cause::HandedOver);
                 self.own(false, now, actions);
             }
-            // It has not heard of the claim.
-            Phase::Own { .. } | Phase::Deaf => actions.push(Action::ClaimTo(mac)),
+            // It has not heard of the claim, or claimed above it meanwhile.
+            Phase::Own { .. } | Phase::Deaf => {
+                if self.highest >= self.epoch && !self.claimant.is_empty() {
+                    self.epoch = self.highest.saturating_add(1);
+                    self.highest = self.epoch;
+                    self.claimant.clear();
+                    actions.push(Action::Claim);
+                    self.announce_anew(0, now, actions);
+                }
+                actions.push(Action::ClaimTo(mac));
+            }
             Phase::Give { .. } | Phase::Blocked { .. } => {}
         }
     }

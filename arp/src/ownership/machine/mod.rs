@@ -16,6 +16,7 @@ use crate::MacAddr;
 use crate::time::{Instant, Timers};
 use crate::types::{Cause, State};
 
+use clock::LATE;
 pub(super) use words::{Action, Phase, Trigger};
 
 /// An address's ownership on one segment.
@@ -170,7 +171,7 @@ impl Machine {
 
     /// The address's object is `base` old; a younger one than before voids all
     /// older claims, so a held address is claimed anew.
-    pub(super) fn rebase(&mut self, base: u64) -> Vec<Action> {
+    pub(super) fn rebase(&mut self, base: u64, now: Instant) -> Vec<Action> {
         if base > self.base {
             self.base = base;
             if base > self.highest {
@@ -178,22 +179,21 @@ impl Machine {
                 self.claimant.clear();
             }
         }
-        self.raise()
+        self.raise(now)
     }
 
     /// Claims a held address anew, if there was a higher claim that no live
     /// peer stands for: clients may have followed it.
-    pub(super) fn raise(&mut self) -> Vec<Action> {
+    pub(super) fn raise(&mut self, now: Instant) -> Vec<Action> {
         if self.owned().is_none_or(|epoch| epoch >= self.highest) {
             return Vec::new();
         }
         self.epoch = self.highest.saturating_add(1);
         self.highest = self.epoch;
         self.claimant.clear();
-        if let Phase::Own { due, .. } = &mut self.phase {
-            *due = None;
-        }
-        vec![Action::Claim, Action::Transmit]
+        let mut actions = vec![Action::Claim];
+        self.announce_anew(0, now, &mut actions);
+        actions
     }
 
     /// One cell of the table.
@@ -211,7 +211,8 @@ impl Machine {
             Trigger::Claim {
                 higher: false, mac, ..
             } => self.contradict(mac, now, timers, out),
-            Trigger::PeerReleased => self.peer_released(now, out),
+            Trigger::PeerReleased => self.announce_anew(0, now, out),
+            Trigger::Healed => self.announce_anew(LATE, now, out),
             Trigger::PeerAnswer { mac } => self.peer_answers(mac, now, timers, out),
             Trigger::PeerProbe { outranks, mac } => {
                 self.peer_probes(outranks, mac, now, timers, out);

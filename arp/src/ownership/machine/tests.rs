@@ -56,6 +56,8 @@ fn columns() -> [(&'static str, Phase, u64); 10] {
                 every: ms(20),
                 until: later,
                 hard: false,
+                since: T,
+                announced: 2,
             },
             105,
         ),
@@ -93,6 +95,7 @@ fn triggers() -> Vec<(&'static str, Trigger)> {
             },
         ),
         ("peer releases", Trigger::PeerReleased),
+        ("healed", Trigger::Healed),
         ("peer answers", Trigger::PeerAnswer { mac: PEER }),
         (
             "better probes",
@@ -273,7 +276,7 @@ due, hears nobody | PROBE first: PROBE 1 -; transmit
 due, hears nobody | PROBE: PROBE 1 -; transmit
 due, hears nobody | PROBE end: WAIT 100ms
 due, hears nobody | PROBE keep: PROBE 2 100ms keep
-due, hears nobody | OWN: OWN 105 0 -; transmit
+due, hears nobody | OWN: OWN 105 0 100ms
 due, hears nobody | GIVE: GIVE 40ms 500ms; hand-over
 due, hears nobody | BLOCKED: PROBE 0 -; transmit
 transmitted | PROBE first: PROBE 2 20ms
@@ -295,6 +298,7 @@ lower claim | OWN: OWN 105 0 -; claim-to; transmit
 lower claim | DEAF: PROBE 0 - keep; Lost(Deaf); transmit
 lower claim | GIVE: GIVE 0 500ms; hand-over
 peer releases | OWN: OWN 105 0 -; transmit
+healed | OWN: OWN 105 0 -; transmit
 peer answers | WAIT: IDLE 1000ms
 peer answers | PROBE first: IDLE 1000ms
 peer answers | PROBE: IDLE 1000ms
@@ -322,7 +326,7 @@ hearing | DEAF: PROBE 0 - keep; Lost(Deaf); transmit
 give | OWN: GIVE 20ms 60ms hard; hand-over
 give | DEAF: GIVE 20ms 60ms hard; hand-over
 give | GIVE: GIVE 20ms 60ms hard; hand-over
-keep | GIVE: OWN 105 5 60000ms
+keep | GIVE: OWN 105 2 250ms
 hand-over | IDLE: OWN 106 0 -; Owned(HandedOver); claim; transmit
 hand-over | WAIT: OWN 106 0 -; Owned(HandedOver); claim; transmit
 hand-over | PROBE first: OWN 101 0 -; Owned(HandedOver); claim; transmit
@@ -418,6 +422,31 @@ fn announcements_follow_the_claim_at_fixed_times_then_every_minute() {
         );
     }
     assert_eq!(times, [0, 50, 250, 1_100, 2_200, 62_200, 122_200, 182_200]);
+}
+
+#[test]
+fn an_announcement_for_another_reason_takes_the_place_of_none() {
+    let timers = Timers::default();
+    let mut machine = own(T);
+    machine.step(Trigger::Transmitted, T, &timers);
+    machine.step(Trigger::Foreign { mac: FOREIGN }, T + ms(20), &timers);
+    machine.step(Trigger::Transmitted, T + ms(20), &timers);
+    assert_eq!(machine.deadline(), Some(T + ms(50)));
+}
+
+#[test]
+fn after_a_lower_claim_clients_that_may_not_change_at_once_get_another_chance() {
+    let timers = Timers::default();
+    let mut machine = own(T);
+    for at in [0, 50, 250, 1_100, 2_200] {
+        machine.step(Trigger::Transmitted, T + ms(at), &timers);
+    }
+    let rival = T + ms(9_000);
+    for trigger in [Trigger::PeerAnswer { mac: PEER }, Trigger::Healed] {
+        machine.step(trigger, rival, &timers);
+        machine.step(Trigger::Transmitted, rival, &timers);
+        assert_eq!(machine.deadline(), Some(rival + ms(1_100)));
+    }
 }
 
 #[test]
@@ -517,12 +546,25 @@ fn a_blocked_address_is_told_once_and_unblocked_when_it_is_claimed() {
 fn a_younger_object_voids_the_claims_of_the_older_one() {
     let mut machine = own(T);
     assert_eq!(machine.owned(), Some(106));
-    assert_eq!(machine.rebase(100), []);
-    assert_eq!(machine.rebase(1_000), [Action::Claim, Action::Transmit]);
+    assert_eq!(machine.rebase(100, T), []);
+    assert_eq!(machine.rebase(1_000, T), [Action::Claim, Action::Transmit]);
     assert_eq!(machine.owned(), Some(1_001));
 
     let mut idle = Machine::in_phase(Phase::Idle { retry: None }, 105);
     assert!(!idle.is_first());
-    assert_eq!(idle.rebase(1_000), []);
+    assert_eq!(idle.rebase(1_000, T), []);
     assert!(idle.is_first(), "nobody had the new one");
+}
+
+#[test]
+fn who_is_handed_what_it_holds_with_a_lower_claim_claims_above() {
+    let timers = Timers::default();
+    let mut machine = own(T);
+    assert_eq!(machine.owned(), Some(106));
+    // The giver claimed with the same epoch, and its name is greater.
+    machine.learn(106, "z");
+    let actions = machine.step(Trigger::HandOver { mac: PEER }, T, &timers);
+    let claims = [Action::Claim, Action::Transmit, Action::ClaimTo(PEER)];
+    assert_eq!(actions, claims);
+    assert_eq!(machine.owned(), Some(107));
 }

@@ -125,7 +125,8 @@ impl Machine {
         }
     }
 
-    /// Others are heard again: they may have claimed meanwhile.
+    /// Others are heard again: they may have claimed meanwhile. What was claimed
+    /// while deaf goes on being answered for: who returns asks for it just now.
     pub(super) fn hearing(&mut self, actions: &mut Vec<Action>) {
         match self.phase {
             Phase::Deaf => {

@@ -31,13 +31,16 @@ pub(in crate::ownership) enum Phase {
     /// Answers, never announces: this node hears no other.
     Deaf,
     /// Answers, and hands over to `to`: asks it again at `due`, after twice as
-    /// long as the last time, until `until`. `hard`: must let go then.
+    /// long as the last time, until `until`. `hard`: must let go then. `since`
+    /// and `announced` as in OWN, where it came from.
     Give {
         to: MacAddr,
         due: Instant,
         every: Duration,
         until: Instant,
         hard: bool,
+        since: Instant,
+        announced: usize,
     },
     /// A foreign host has it; tried again at `retry`.
     Blocked { retry: Instant },
@@ -61,6 +64,8 @@ pub(in crate::ownership) enum Trigger {
     },
     /// A peer held it too, and gives it up.
     PeerReleased,
+    /// Peers that were silent are heard again.
+    Healed,
     /// A live peer's hardware address answered or announced.
     PeerAnswer { mac: MacAddr },
     /// A live peer probes.

@@ -228,6 +228,9 @@ impl Segment {
         for entry in self.peers.revive(mac, deaf) {
             self.claimed(mac, entry, now);
         }
+        if heard == Heard::New && was.is_some_and(|(live, _)| !live) {
+            self.healed(now);
+        }
         if deaf && was == Some((true, false)) {
             let held = self.peers.get(mac).map(|peer| peer.holdings.entries());
             let held = held.map_or_else(Vec::new, |held| held.keys().copied().collect());
@@ -346,7 +349,7 @@ impl Segment {
             return;
         };
         record.machine.learn(epoch, node);
-        let actions = record.machine.raise();
+        let actions = record.machine.raise(now);
         if actions.is_empty() && record.machine.owned().is_some() {
             let (higher, node) = (false, node.to_owned());
             self.step(address, Trigger::Claim { higher, node, mac }, now);

@@ -37,6 +37,7 @@ impl Segment {
         if now >= self.round {
             self.hello(false);
             self.listen_for_hosts(now);
+            self.heal_later(now);
             self.make_moves(now);
             self.peers.round();
             self.silent = self.peers.next_silent(&self.config.timers);
@@ -67,6 +68,10 @@ impl Segment {
             if fell && !self.peers.any_live() {
                 self.went_deaf(now);
             }
+            // Clients of what a rival held follow it still.
+            for address in &orphans {
+                self.step(*address, Trigger::PeerReleased, now);
+            }
             let orphans = orphans.into_iter().collect();
             self.reconsider_all(orphans, Duration::ZERO, Cause::OwnerSilent, now);
         }
@@ -86,10 +91,7 @@ impl Segment {
             if let Some(record) = self.records.get_mut(&address) {
                 record.deadline = None;
             }
-            // What nobody ever had cannot be taken from anybody.
-            let record = self.records.get(&address);
-            let first = record.is_some_and(|record| record.machine.is_first());
-            let hears = first || self.hears(now);
+            let hears = self.hears(now);
             self.step(address, Trigger::Due { hears }, now);
         }
     }

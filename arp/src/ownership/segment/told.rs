@@ -35,7 +35,7 @@ impl Segment {
         if let Some((epoch, node)) = self.peers.holder(address, base) {
             record.machine.learn(epoch, node);
         }
-        let actions = record.machine.rebase(base);
+        let actions = record.machine.rebase(base, now);
         let eligibility = assignment.eligibility;
         let owned = record.machine.owned().is_some();
         let old = (!new).then_some(&record.assignment);
