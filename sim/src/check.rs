@@ -281,6 +281,17 @@ impl Check {
         object.order.iter().find(able).copied()
     }
 
+    /// How long two that meet may take. After a loss a question may be gone,
+    /// and is not asked twice in an interval.
+    fn heal(&self, now: Instant) -> Duration {
+        let lossy = now.since(self.calm) < PEACE;
+        HEAL + if lossy {
+            self.timers.hello
+        } else {
+            Duration::ZERO
+        }
+    }
+
     /// A node said on the wire that the address is its own.
     pub(crate) fn said(&mut self, node: usize, vip: usize, now: Instant) {
         let others = self.answers.get(vip).cloned().unwrap_or_default();
@@ -296,7 +307,7 @@ impl Check {
             let older = mine.is_none_or(|mine| *mine < since);
             if self.picture.calm
                 && older
-                && now.since(known) > HEAL
+                && now.since(known) > self.heal(now)
                 && self.picture.connected(node, other)
             {
                 self.break_(
@@ -336,14 +347,7 @@ impl Check {
             let allowed = if gives(a, vip) || gives(b, vip) {
                 GIVE
             } else if since.since(met) < PEACE || since.since(self.changed) < PEACE {
-                // A question may have been lost just before, and is not asked
-                // twice in an interval.
-                let lossy = now.since(self.calm) < PEACE;
-                HEAL + if lossy {
-                    self.timers.hello
-                } else {
-                    Duration::ZERO
-                }
+                self.heal(now)
             } else {
                 RACE
             };
