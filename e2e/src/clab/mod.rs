@@ -15,6 +15,7 @@
 mod docker;
 mod enclosure;
 mod images;
+mod options;
 mod rights;
 mod story;
 mod world;

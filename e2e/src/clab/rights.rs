@@ -154,8 +154,8 @@ pub(super) fn check_processes(world: &World) -> Result<String> {
 }
 
 /// Checks that `kubectl auth can-i --list` says of an account what the book
-/// says.
-pub(super) fn check_account(world: &World, name: &str) -> Result<String> {
+/// says: its block `NAME account`, and the rows of `options` in their place.
+pub(super) fn check_account(world: &World, name: &str, options: Option<&str>) -> Result<String> {
     let user = format!("--as=system:serviceaccount:{NAMESPACE}:bellrock-{name}");
     let groups = [
         "--as-group=system:serviceaccounts".to_owned(),
@@ -166,6 +166,12 @@ pub(super) fn check_account(world: &World, name: &str) -> Result<String> {
     args.extend(groups.iter().map(String::as_str));
     let found = rows(&world.kubectl(&args)?);
     let mut documented = rows(&block(&format!("{name} account"))?);
+    if let Some(options) = options {
+        for row in rows(&block(options)?) {
+            documented.retain(|base| object(base) != object(&row));
+            documented.insert(row);
+        }
+    }
     documented.extend(rows(&block("everybody")?));
     let new: Vec<&String> = found.difference(&documented).collect();
     let gone: Vec<&String> = documented.difference(&found).collect();
@@ -174,6 +180,11 @@ pub(super) fn check_account(world: &World, name: &str) -> Result<String> {
         "the {name}'s account: not in the book: {new:#?}, in the book only: {gone:#?}"
     );
     Ok(format!("{} rows", found.len()))
+}
+
+/// A row without its last column, the verbs.
+fn object(row: &str) -> &str {
+    row.rsplit_once('[').map_or(row, |(object, _)| object)
 }
 
 /// The lines of a table, without its layout.

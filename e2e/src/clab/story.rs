@@ -11,18 +11,17 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::docker::run;
-use super::rights;
 use super::world::{World, condition, items, took};
-use super::{PATIENCE, checkout};
+use super::{PATIENCE, checkout, options, rights};
 use crate::demo::screen::Screen;
 use crate::pods::{deployment, service};
 use crate::probe::{Pace, Prober, Report};
 
 /// Where the README installs Bellrock.
 pub(super) const NAMESPACE: &str = "bellrock-system";
-const SOON: Duration = Duration::from_secs(60);
+pub(super) const SOON: Duration = Duration::from_secs(60);
 /// The Service of the README.
-const SERVICE: &str = "web";
+pub(super) const SERVICE: &str = "web";
 /// The most that an uncompressed image may measure.
 const MOST_IMAGE_MB: f64 = 30.0;
 
@@ -34,6 +33,7 @@ pub(super) fn tell(world: &World, image: &Path, screen: &mut Screen) -> Result<(
     local(world, screen, address)?;
     replace(world, screen, address)?;
     reboot(world, screen, address)?;
+    options::tell(world, screen, address)?;
     screen.check(
         "every right that was given was used, none was missing",
         || Ok(((), rights::check_use(world)?)),
@@ -219,7 +219,7 @@ fn may(world: &World, screen: &mut Screen) -> Result<()> {
     for account in ["controller", "speaker"] {
         screen.check(
             &format!("kubectl auth can-i --list: the {account}'s account"),
-            || Ok(((), rights::check_account(world, account)?)),
+            || Ok(((), rights::check_account(world, account, None)?)),
         )?;
     }
     let mut memory: Vec<(String, f64)> = Vec::new();
@@ -546,7 +546,7 @@ fn ready(world: &World) -> Result<Vec<Value>> {
 }
 
 /// The same, and no container has restarted.
-fn settled(world: &World) -> Result<String> {
+pub(super) fn settled(world: &World) -> Result<String> {
     let pods = ready(world)?;
     for pod in &pods {
         for container in pod["status"]["containerStatuses"]
