@@ -14,6 +14,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::rc::Rc;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -311,32 +312,34 @@ pub(crate) fn of_service(node: &Node, service: &Service, wins: impl Fn(&Front) -
     let ranges = Family::ALL.map(|family| (family, merge(&service.source_ranges, family)));
     shared.extend(service.addresses.iter().map(|&a| Entry::Address(a)));
 
+    // A port's fronts of one family share their lists, which are long to lay
+    // out: they come one after the other, or nearly so.
+    let mut laid_out: [Option<(&Port, Rc<Lists>)>; 2] = [None, None];
     for (front, port, external) in fronts(node, service) {
         if !wins(&front) {
             continue;
         }
         let family = Family::of(front.address);
-        let all = usable(&port.endpoints, family);
-        let (outside, inside) = match service.policy {
-            ExternalPolicy::Cluster => (list(Scope::Cluster, &all, service, family), None),
-            ExternalPolicy::Local => {
-                let local = usable(&port.local_endpoints, family);
-                if all.is_empty() && local.is_empty() {
-                    continue;
-                }
-                for e in &port.local_endpoints {
-                    share_local(&mut shared, e, family);
-                }
-                let inside = (!all.is_empty()).then(|| list(Scope::Cluster, &all, service, family));
-                (list(Scope::Local, &local, service, family), inside)
+        let known = &mut laid_out[usize::from(family == Family::V6)];
+        let lists = match known {
+            Some((of, lists)) if std::ptr::eq(*of, port) => Rc::clone(lists),
+            _ => {
+                let lists = Rc::new(Lists::of(service, port, family));
+                *known = Some((port, Rc::clone(&lists)));
+                lists
             }
         };
-        if service.policy == ExternalPolicy::Cluster && all.is_empty() {
+        let Lists::Some { outside, inside } = &*lists else {
             // Not ours: the guard rejects it.
             continue;
-        }
+        };
         for e in &port.endpoints {
             share_local(&mut shared, e, family);
+        }
+        if service.policy == ExternalPolicy::Local {
+            for e in &port.local_endpoints {
+                share_local(&mut shared, e, family);
+            }
         }
 
         let ranges: &[Range] = ranges
@@ -350,7 +353,7 @@ pub(crate) fn of_service(node: &Node, service: &Service, wins: impl Fn(&Front) -
                 .map(|&r| (Entry::Source(front, r), Value::Member)),
         );
         let restricted = !ranges.is_empty();
-        let mut add = |list: List, entry: Entry| {
+        let mut add = |list: &List, entry: Entry| {
             // A class that drops everything needs no source ranges before it.
             let class = Class {
                 restricted: restricted && list.class.slots > 0,
@@ -359,7 +362,7 @@ pub(crate) fn of_service(node: &Node, service: &Service, wins: impl Fn(&Front) -
             content.push((entry, Value::Class(class)));
             shared.insert(Entry::Chain(class));
             shared.insert(Entry::Chain(class.unrestricted()));
-            for (slot, (address, port)) in (0..).zip(list.slots) {
+            for (slot, &(address, port)) in (0..).zip(&list.slots) {
                 content.push((
                     Entry::Endpoint(front, class.scope, slot),
                     Value::Endpoint(address, port),
@@ -374,6 +377,40 @@ pub(crate) fn of_service(node: &Node, service: &Service, wins: impl Fn(&Front) -
     content.extend(shared.into_iter().map(|entry| (entry, Value::Member)));
     content.sort_unstable();
     content
+}
+
+/// What the fronts of one port and family lead to.
+enum Lists {
+    /// Nothing, from anywhere.
+    None,
+    Some {
+        outside: List,
+        /// Another list for callers inside the cluster.
+        inside: Option<List>,
+    },
+}
+
+impl Lists {
+    fn of(service: &Service, port: &Port, family: Family) -> Self {
+        let all = usable(&port.endpoints, family);
+        match service.policy {
+            ExternalPolicy::Cluster if all.is_empty() => Self::None,
+            ExternalPolicy::Cluster => Self::Some {
+                outside: list(Scope::Cluster, &all, service, family),
+                inside: None,
+            },
+            ExternalPolicy::Local => {
+                let local = usable(&port.local_endpoints, family);
+                if all.is_empty() && local.is_empty() {
+                    return Self::None;
+                }
+                Self::Some {
+                    outside: list(Scope::Local, &local, service, family),
+                    inside: (!all.is_empty()).then(|| list(Scope::Cluster, &all, service, family)),
+                }
+            }
+        }
+    }
 }
 
 /// An endpoint list laid out in slots.

@@ -25,14 +25,16 @@ pub(crate) const ENOBUFS: i32 = 105;
 /// What the number means when nftables says it, and what to do.
 pub(crate) fn words(errno: i32) -> &'static str {
     match errno {
-        EPERM | EACCES => "not permitted: nftables needs CAP_NET_ADMIN",
+        EPERM | EACCES => {
+            "not permitted: nftables needs CAP_NET_ADMIN, and nobody else may own the table"
+        }
         ENOENT => {
             "something that the change builds on is not there: the table was changed by someone else, or the kernel lacks an nftables module"
         }
         EAGAIN | EINTR => "interrupted by another change",
         ENOMEM => "the kernel has no memory left for it",
-        EBUSY => "the element is there already and leads elsewhere, or is in use",
-        EEXIST => "it is there already",
+        EBUSY => "it is in use: something that is not ours leads to it",
+        EEXIST => "it is there already, and leads elsewhere",
         ENOTEMPTY => "it overlaps with a range that is there already",
         EINVAL => "the kernel does not accept a value or an nftables feature",
         ENFILE | ENOSPC => "the set is full",
@@ -44,12 +46,27 @@ pub(crate) fn words(errno: i32) -> &'static str {
         EPROTONOSUPPORT | EAFNOSUPPORT | EOPNOTSUPP => {
             "the kernel lacks nftables, or one of its modules nft_nat, nft_masq, nft_redir, nft_numgen, nft_hash, nft_ct, nft_reject_inet"
         }
-        ENOBUFS => "the socket's receive buffer overflowed and answers were lost",
+        ENOBUFS => "the socket's receive buffer overflowed, or the kernel has no memory for one",
         _ => "the kernel refused it",
     }
 }
 
+/// Whether the number says that someone else has changed the table, if it was
+/// right as we left it.
+pub(crate) fn may_be_others(errno: i32) -> bool {
+    matches!(errno, ENOENT | EEXIST | EBUSY | ENOTEMPTY)
+}
+
 /// Whether the number can come from a table that is not as we left it.
 pub(crate) fn may_be_stale(errno: i32) -> bool {
-    matches!(errno, ENOENT | EEXIST | EBUSY | ENOTEMPTY | ENOBUFS)
+    may_be_others(errno) || errno == ENOBUFS
+}
+
+/// Whether the number is about the process or the machine: no Service is to
+/// blame, whatever it asks for.
+pub(crate) fn is_of_no_service(errno: i32) -> bool {
+    matches!(
+        errno,
+        EPERM | EACCES | EINTR | EAGAIN | ENOMEM | ENOBUFS | EMSGSIZE
+    )
 }

@@ -41,6 +41,12 @@ impl Error {
             text: None,
         }
     }
+
+    /// Whether it says that someone else has changed the table, if it was right
+    /// as we left it.
+    pub(crate) fn may_be_others_doing(&self) -> bool {
+        matches!(self, Self::Kernel { errno, .. } if errno::may_be_others(*errno))
+    }
 }
 
 fn extra(text: Option<&str>) -> String {

@@ -4,17 +4,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tracing::{info, warn};
+use tracing::warn;
 
-use crate::content::{self, Entry, Value};
+use crate::content;
 use crate::diff;
 use crate::error::Error;
 use crate::model::{Node, Service, ServiceKey};
 use crate::netlink::encode::Prelude;
-use crate::state::{self, Change, State};
+use crate::slots;
+use crate::state::{Change, State};
 use crate::table::{Done, Refusal, Table, There};
 
 mod flows;
+mod resync;
 mod second;
 
 use flows::Flows;
@@ -40,6 +42,9 @@ pub struct Report {
     /// Why the table was made anew, if it was: another version made the one that
     /// was there, or someone changed its chains or rules, or removed it.
     pub replaced: Option<String>,
+    /// What the kernel said to a change that builds on what is not as it was
+    /// left, if it did: the table was read again, and put right.
+    pub disturbed: Option<String>,
     /// UDP flows that led to endpoints that are gone, which the kernel was told
     /// to forget: each goes to another endpoint with its next packet.
     pub flows_cleared: usize,
@@ -62,10 +67,15 @@ pub struct Forwarder {
     synced: Synced,
     /// What this call found wrong with the table that was there.
     replaced: Option<String>,
+    /// What this call was told of a table that was not as it was left.
+    disturbed: Option<String>,
     flows: Flows,
     /// A Service to which tests add what the kernel refuses.
     #[cfg(test)]
-    spoiled: Option<ServiceKey>,
+    spoiled: Option<tests::Spoiled>,
+    /// What somebody else does before a commit; tests say who and when.
+    #[cfg(test)]
+    meddler: Option<tests::Meddler>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,16 +95,23 @@ impl Forwarder {
     /// [`Error::Kernel`] with `EPERM` without `CAP_NET_ADMIN`, or where the
     /// kernel has no nftables; [`Error::Socket`].
     pub fn open() -> Result<Self, Error> {
-        Ok(Self {
-            table: Table::open()?,
+        Ok(Self::with(Table::open()?))
+    }
+
+    fn with(table: Table) -> Self {
+        Self {
+            table,
             state: State::default(),
             refused: BTreeMap::new(),
             synced: Synced::Never,
             replaced: None,
+            disturbed: None,
             flows: Flows::default(),
             #[cfg(test)]
             spoiled: None,
-        })
+            #[cfg(test)]
+            meddler: None,
+        }
     }
 
     /// Makes the table carry exactly these Services: reads what is there,
@@ -117,7 +134,7 @@ impl Forwarder {
             .iter()
             .map(|(key, service)| (Arc::new(key.clone()), Arc::new(service.clone())))
             .collect();
-        self.resync(node, wanted)?;
+        self.resync(node, &wanted)?;
         Ok(self.report())
     }
 
@@ -141,9 +158,16 @@ impl Forwarder {
             Synced::Never => return Err(Error::NotSynced),
             Synced::Unsure => self.resync_with(&changes)?,
             Synced::Yes => {
-                if let Err(error) = self.change(&changes) {
-                    warn!(%error, "the table is not as it was left: reading it again");
+                if let Err(refusal) = self.change(&changes) {
+                    self.doubt(refusal);
                     self.resync_with(&changes)?;
+                    // What is refused now, too, had nobody else to blame.
+                    if changes
+                        .iter()
+                        .any(|(key, _)| self.refused.contains_key(key))
+                    {
+                        self.disturbed = None;
+                    }
                 }
             }
         }
@@ -164,20 +188,20 @@ impl Forwarder {
             Synced::Yes if node.node_port_addresses == self.state.node().node_port_addresses => {
                 let mut ops = Vec::new();
                 self.state.change_networks(node.clone(), &mut ops);
-                if self.commit(Prelude::None, ops).is_err() {
-                    self.resync(node, self.state.services().clone())?;
+                if let Err(refusal) = self.commit(Prelude::None, ops) {
+                    self.doubt(refusal);
+                    self.resync(node, &self.state.services().clone())?;
                 }
             }
             Synced::Yes => {
                 let there = There::Ours(self.state.whole());
-                if self
-                    .bring(there, node, self.state.services().clone())
-                    .is_err()
-                {
-                    self.resync(node, self.state.services().clone())?;
+                let services = self.state.services().clone();
+                if let Err(refusal) = self.bring(there, node, &services, None) {
+                    self.doubt(refusal);
+                    self.resync(node, &services)?;
                 }
             }
-            Synced::Unsure => self.resync(node, self.state.services().clone())?,
+            Synced::Unsure => self.resync(node, &self.state.services().clone())?,
         }
         Ok(self.report())
     }
@@ -221,6 +245,7 @@ impl Forwarder {
     fn begin(&mut self) {
         self.table.done = Done::default();
         self.replaced = None;
+        self.disturbed = None;
         self.flows.cleared = 0;
     }
 
@@ -249,155 +274,14 @@ impl Forwarder {
             elements_added: self.table.done.added,
             elements_deleted: self.table.done.deleted,
             replaced: self.replaced.clone(),
+            disturbed: self.disturbed.clone(),
             flows_cleared: self.flows.cleared,
             flows_kept: self.flows.trouble.clone(),
         }
     }
 
-    /// Reads the table and makes it carry what is in force and these changes.
-    fn resync_with(&mut self, changes: &[Change]) -> Result<(), Error> {
-        let mut wanted = self.state.services().clone();
-        for (key, service) in changes {
-            match service {
-                Some(service) => wanted.insert(key.clone(), service.clone()),
-                None => wanted.remove(key),
-            };
-        }
-        self.resync(&self.state.node().clone(), wanted)
-    }
-
-    /// Reads the table and makes it carry exactly these Services.
-    fn resync(
-        &mut self,
-        node: &Node,
-        wanted: BTreeMap<Arc<ServiceKey>, Arc<Service>>,
-    ) -> Result<(), Error> {
-        if self.synced == Synced::Yes {
-            self.synced = Synced::Unsure;
-        }
-        let there = self.table.read()?;
-        self.bring(there, node, wanted)
-            .map_err(|refusal| match refusal {
-                Refusal::Stale(error) | Refusal::Other(error) => error,
-                Refusal::Services { .. } => Error::NoAnswer,
-            })?;
-        self.table.restore_chances(now());
-        Ok(())
-    }
-
-    /// From what is there to exactly these Services.
-    fn bring(
-        &mut self,
-        there: There,
-        node: &Node,
-        mut wanted: BTreeMap<Arc<ServiceKey>, Arc<Service>>,
-    ) -> Result<(), Refusal> {
-        let (prelude, mut there) = match there {
-            There::Nothing => {
-                if self.synced != Synced::Never {
-                    self.replaced = Some("someone removed it".to_owned());
-                }
-                (Prelude::Create, BTreeMap::new())
-            }
-            There::Ours(content) => (Prelude::None, content),
-            There::Different(why) => {
-                info!(why, "replacing the table");
-                self.replaced = Some(why);
-                (Prelude::Replace, BTreeMap::new())
-            }
-        };
-        let mut refused = BTreeMap::new();
-        for (key, service) in &mut wanted {
-            if let Some(why) = content::refusal(node, service) {
-                refused.insert(key.clone(), sentence(&why));
-            }
-        }
-        // In place of a Service that is refused, what was in force of it.
-        let before = self.state.services().clone();
-        let fall_back = |key: &Arc<ServiceKey>, tried: &Arc<Service>| {
-            before
-                .get(key)
-                .filter(|old| **old != *tried && content::refusal(node, old).is_none())
-        };
-        for key in refused.keys() {
-            let Some(tried) = wanted.remove(key) else {
-                continue;
-            };
-            if let Some(old) = fall_back(key, &tried) {
-                wanted.insert(key.clone(), old.clone());
-            }
-        }
-
-        let mut state = State::new(node.clone());
-        let mut ops = Vec::new();
-        let networks = |entry: &Entry| matches!(entry, Entry::Network(..));
-        let old: Vec<(Entry, Value)> = there.extract_if(.., |entry, _| networks(entry)).collect();
-        diff::of_node(&old, &content::of_node(node), &mut ops);
-        if prelude != Prelude::Replace {
-            self.commit(prelude, std::mem::take(&mut ops))?;
-        }
-
-        // Batches of their own, unless the table is replaced: then all at once.
-        let limit = self.table.batch_limit();
-        let mut wanted = wanted.into_iter().peekable();
-        let mut first = true;
-        while wanted.peek().is_some() || (first && prelude == Prelude::Replace) {
-            first = false;
-            let mut chunk: Vec<Change> = Vec::new();
-            let mut weight = 0;
-            while let Some((key, service)) = wanted.next_if(|(_, service)| {
-                prelude == Prelude::Replace
-                    || chunk.is_empty()
-                    || (chunk.len() < BATCH_SERVICES && weight + size(node, service) <= limit)
-            }) {
-                weight += size(node, &service);
-                chunk.push((key, Some(service)));
-            }
-            loop {
-                let mut all = ops.clone();
-                let undo = state.change(&chunk, &mut all);
-                let (all, used) = state::adopt(all, &there);
-                let prelude = if prelude == Prelude::Replace {
-                    prelude
-                } else {
-                    Prelude::None
-                };
-                match self.commit(prelude, all) {
-                    Ok(()) => {
-                        for entry in used {
-                            there.remove(&entry);
-                        }
-                        break;
-                    }
-                    Err(Refusal::Services { sentences, .. }) => {
-                        state.change(&undo, &mut Vec::new());
-                        for (key, why) in sentences {
-                            warn!(service = %key, why, "Service refused");
-                            let tried = chunk
-                                .extract_if(.., |(k, _)| *k == key)
-                                .find_map(|(_, service)| service);
-                            let old = tried.and_then(|tried| fall_back(&key, &tried).cloned());
-                            if let Some(old) = old
-                                && !refused.contains_key(&key)
-                            {
-                                chunk.push((key.clone(), Some(old)));
-                            }
-                            refused.insert(key, why);
-                        }
-                    }
-                    Err(other) => return Err(other),
-                }
-            }
-        }
-        self.commit(Prelude::None, state::leftovers(&there))?;
-        self.state = state;
-        self.refused = refused;
-        self.synced = Synced::Yes;
-        Ok(())
-    }
-
     /// Carries out changes on a table that is as we left it.
-    fn change(&mut self, changes: &[Change]) -> Result<(), Error> {
+    fn change(&mut self, changes: &[Change]) -> Result<(), Refusal> {
         let limit = self.table.batch_limit();
         let mut rest = changes;
         while !rest.is_empty() {
@@ -422,7 +306,7 @@ impl Forwarder {
         Ok(())
     }
 
-    fn change_chunk(&mut self, mut chunk: Vec<Change>) -> Result<(), Error> {
+    fn change_chunk(&mut self, mut chunk: Vec<Change>) -> Result<(), Refusal> {
         chunk.retain(|(key, service)| {
             let why = service
                 .as_ref()
@@ -445,26 +329,23 @@ impl Forwarder {
                     }
                     return Ok(());
                 }
-                Err(refusal) => {
+                // A Service that did not change, or a table that did: only the
+                // whole helps.
+                Err(Refusal::Services {
+                    sentences,
+                    stale: false,
+                    ..
+                }) if chunk.iter().any(|(key, _)| sentences.contains_key(key)) => {
                     self.state.change(&undo, &mut Vec::new());
-                    let sentences = match refusal {
-                        Refusal::Services {
-                            sentences,
-                            stale: false,
-                        } => sentences,
-                        Refusal::Services { .. } => return Err(Error::NoAnswer),
-                        Refusal::Stale(error) | Refusal::Other(error) => return Err(error),
-                    };
-                    let before = chunk.len();
                     chunk.retain(|(key, _)| !sentences.contains_key(key));
-                    if chunk.len() == before {
-                        // A Service that did not change: only the whole helps.
-                        return Err(Error::NoAnswer);
-                    }
                     for (key, why) in sentences {
                         warn!(service = %key, why, "Service refused");
                         self.refused.insert(key, why);
                     }
+                }
+                Err(refusal) => {
+                    self.state.change(&undo, &mut Vec::new());
+                    return Err(refusal);
                 }
             }
         }
@@ -473,6 +354,8 @@ impl Forwarder {
     fn commit(&mut self, prelude: Prelude, ops: Vec<diff::Op>) -> Result<(), Refusal> {
         #[cfg(test)]
         let ops = tests::spoil(ops, self.spoiled.as_ref());
+        #[cfg(test)]
+        tests::meddle(&mut self.meddler);
         self.flows.note(&ops);
         let result = self.table.commit(prelude, ops);
         // A plain refusal leaves the table as it was.
@@ -501,17 +384,18 @@ fn sentence(why: &str) -> String {
     sentence
 }
 
-/// About how many operations a Service is, at the most.
+/// About how many operations a Service is, at the most, but for chains.
 fn size(node: &Node, service: &Service) -> usize {
     let ranges = service.source_ranges.len();
     content::fronts(node, service)
         .map(|(_, port, _)| {
-            let endpoints = port.endpoints.len() + port.local_endpoints.len();
-            let slots = if service.affinity {
-                16 * endpoints + 128
-            } else {
-                endpoints
-            };
+            let slots: usize = [&port.endpoints, &port.local_endpoints]
+                .map(|list| match list.len() {
+                    count @ 2.. if service.affinity => slots::count(count),
+                    count => count,
+                })
+                .iter()
+                .sum();
             4 + slots + ranges
         })
         .sum()
@@ -521,3 +405,5 @@ fn size(node: &Node, service: &Service) -> usize {
 mod random;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trouble;

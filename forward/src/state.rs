@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crate::content::{self, Content, Entry, Front, Value};
 use crate::diff::{self, Action, Op, Owned, When};
 use crate::family::Family;
-use crate::model::{Endpoint, ExternalPolicy, Node, Service, ServiceKey};
+use crate::model::{Endpoint, ExternalPolicy, Node, Protocol, Service, ServiceKey};
 
 /// A Service and what becomes of it; none takes it away.
 pub(crate) type Change = (Arc<ServiceKey>, Option<Arc<Service>>);
@@ -175,6 +175,12 @@ impl State {
             self.services.insert(key.clone(), service);
         }
         (key.clone(), before)
+    }
+
+    /// The UDP fronts of all Services.
+    pub(crate) fn udp_fronts(&self) -> impl Iterator<Item = Front> {
+        let udp = |front: &&Front| front.protocol == Protocol::Udp;
+        self.claims.keys().filter(udp).copied()
     }
 
     /// All endpoints to which a front leads, for callers anywhere.

@@ -1,7 +1,6 @@
 //! The table in the kernel: read whole, checked cheaply, changed by batches.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::content::{Entry, Value};
@@ -9,21 +8,23 @@ use crate::diff::{Action, Op, When};
 use crate::errno;
 use crate::error::Error;
 use crate::family::Family;
-use crate::model::ServiceKey;
 use crate::netlink::abi::{
     ATTR_CHAIN_TABLE, ATTR_LIST_SET, ATTR_LIST_TABLE, ATTR_RULE_TABLE, ATTR_SET_TABLE,
     ATTR_TABLE_NAME, Kind,
 };
-use crate::netlink::decode::{Answer, Reader, is_our_layout};
-use crate::netlink::encode::{self, Mark, Prelude};
+use crate::netlink::decode::{Reader, is_our_layout};
+use crate::netlink::encode::{self, Prelude};
 use crate::netlink::layout::TABLE;
 use crate::netlink::sets::Set;
 use crate::netlink::socket::Socket;
 
 mod flows;
+mod refusal;
 mod second;
 
 pub(crate) use flows::Ends;
+pub(crate) use refusal::Refusal;
+use refusal::{refusal, stale};
 pub(crate) use second::Chances;
 
 /// How long a packet can be between two lookups, amply, while its processor
@@ -39,30 +40,6 @@ pub(crate) enum There {
     Different(String),
     /// Our table, with this content.
     Ours(BTreeMap<Entry, Value>),
-}
-
-/// Why a batch had no effect.
-#[derive(Debug)]
-pub(crate) enum Refusal {
-    /// The kernel did not accept what these Services need; a sentence each.
-    Services {
-        sentences: BTreeMap<Arc<ServiceKey>, String>,
-        /// It can also be that the table is not as we left it.
-        stale: bool,
-    },
-    /// The table may not be as we left it.
-    Stale(Error),
-    /// Something else.
-    Other(Error),
-}
-
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Self {
-        match &error {
-            Error::Kernel { errno, .. } if errno::may_be_stale(*errno) => Self::Stale(error),
-            _ => Self::Other(error),
-        }
-    }
 }
 
 /// What was done.
@@ -87,8 +64,12 @@ pub(crate) struct Table {
 
 impl Table {
     pub(crate) fn open() -> Result<Self, Error> {
+        Self::with(Socket::open()?)
+    }
+
+    pub(crate) fn with(socket: Socket) -> Result<Self, Error> {
         let mut table = Self {
-            socket: Socket::open()?,
+            socket,
             generation: 0,
             sizes: BTreeMap::new(),
             chances: Chances::new(),
@@ -97,6 +78,11 @@ impl Table {
         // Says at once if we may not.
         table.read_generation()?;
         Ok(table)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn clog(&mut self) {
+        self.socket.clog();
     }
 
     /// Operations that surely fit one batch.
@@ -128,6 +114,28 @@ impl Table {
         Ok(())
     }
 
+    /// Whether nobody has changed any ruleset since the table was read, or
+    /// changed by us.
+    pub(crate) fn is_untouched(&mut self) -> Result<bool, Error> {
+        Ok(self.read_generation()? == self.generation)
+    }
+
+    /// Whether a table that this version made is there.
+    pub(crate) fn is_there(&mut self) -> Result<bool, Error> {
+        Ok(self.read_comment()? == Some(true))
+    }
+
+    /// Whether the table is one that this version made; none if there is none.
+    fn read_comment(&mut self) -> Result<Option<bool>, Error> {
+        self.socket.ask(
+            Kind::GetTable,
+            false,
+            |w| w.string(ATTR_TABLE_NAME, TABLE),
+            || false,
+            |ours, message| *ours |= is_our_layout(message),
+        )
+    }
+
     /// Reads all of the table.
     pub(crate) fn read(&mut self) -> Result<There, Error> {
         self.generation = self.read_generation()?;
@@ -156,14 +164,7 @@ impl Table {
     }
 
     fn read_structure(&mut self) -> Result<Option<Result<Reader, String>>, Error> {
-        let ours = self.socket.ask(
-            Kind::GetTable,
-            false,
-            |w| w.string(ATTR_TABLE_NAME, TABLE),
-            || false,
-            |ours, message| *ours |= is_our_layout(message),
-        )?;
-        match ours {
+        match self.read_comment()? {
             None => return Ok(None),
             Some(false) => {
                 return Ok(Some(Err("another version made it".to_owned())));
@@ -285,8 +286,7 @@ impl Table {
                 errno: errno::ENOENT,
                 ..
             })) => Ok(()),
-            Err(Refusal::Stale(error) | Refusal::Other(error)) => Err(error),
-            Err(Refusal::Services { .. }) => Err(Error::NoAnswer),
+            Err(refusal) => Err(refusal.into_error()),
         }
     }
 
@@ -348,17 +348,9 @@ impl Table {
     fn send(&mut self, prelude: Prelude, ops: &[Op]) -> Result<(), Refusal> {
         let batch = encode::batch(prelude, ops, false);
         let failures = self.socket.batch(&batch)?;
-        if let Some(first) = failures.first() {
-            return Err(
-                blame(&failures, &encode::batch(prelude, ops, true).marks).unwrap_or_else(|| {
-                    Error::Kernel {
-                        doing: "change the table",
-                        errno: first.errno,
-                        text: first.text.clone(),
-                    }
-                    .into()
-                }),
-            );
+        if !failures.is_empty() {
+            let marks = encode::batch(prelude, ops, true).marks;
+            return Err(refusal(&failures, &marks));
         }
         self.done.batches += 1;
         self.done.added += batch.added;
@@ -396,57 +388,4 @@ fn wait_for_packets() {
         )]
         std::thread::sleep(PACKET_AGE);
     }
-}
-
-/// A refusal of the second batch, when the first is in force: it can only mean
-/// that the table is not as we thought.
-fn stale(refusal: Refusal) -> Refusal {
-    match refusal {
-        Refusal::Services { .. } => Refusal::Stale(Error::NoAnswer),
-        other => other,
-    }
-}
-
-/// Finds the Services that failures come from: none if one failure has no
-/// owner.
-fn blame(failures: &[Answer], marks: &[Mark]) -> Option<Refusal> {
-    let mut sentences = BTreeMap::new();
-    for failure in failures {
-        // The last mark at or before the place; without a place, all of the
-        // message.
-        let of_message = || marks.iter().filter(|m| m.sequence == failure.sequence);
-        let precise = failure.offset.and_then(|at| {
-            of_message()
-                .filter(|m| m.offset <= at)
-                .max_by_key(|m| m.offset)
-        });
-        let blamed: Vec<&Mark> = precise.map_or_else(|| of_message().collect(), |m| vec![m]);
-        if blamed.is_empty() {
-            return None;
-        }
-        for mark in blamed {
-            let owner = mark.owner.clone()?;
-            sentences
-                .entry(owner)
-                .or_insert_with(|| sentence(failure, &mark.entry));
-        }
-    }
-    let stale = failures
-        .iter()
-        .any(|failure| errno::may_be_stale(failure.errno));
-    Some(Refusal::Services { sentences, stale })
-}
-
-fn sentence(failure: &Answer, entry: &Entry) -> String {
-    format!(
-        "The kernel refused its element of {:?}: {} (error {}{}).",
-        Set::of(entry).name(),
-        errno::words(failure.errno),
-        failure.errno,
-        failure
-            .text
-            .as_deref()
-            .map(|text| format!(", {text}"))
-            .unwrap_or_default(),
-    )
 }

@@ -194,6 +194,49 @@ fn flows_by_the_hundred_and_of_many_fronts_are_cleared_in_one_call() {
     }
 }
 
+/// An entry as a packet confirms it that looked up its endpoint before a change:
+/// from the client to pod `a`.
+fn confirm_late(lab: &Lab, a: &Addresses) {
+    let (client, vip, pod) = (a.client, a.vip, a.a);
+    lab.node1
+        .sh(&format!(
+            "conntrack -I -p udp -t 120 -s {client} -d {vip} --sport 4444 --dport 80 \
+             -r {pod} -q {client} --reply-port-src 8080 --reply-port-dst 4444"
+        ))
+        .unwrap();
+}
+
+fn wait_for_its_end(lab: &Lab, a: &Addresses, forwarder: &mut Forwarder) {
+    let family = if a.vip.is_ipv4() { "ipv4" } else { "ipv6" };
+    wait_for("the entry's end", PATIENCE, || {
+        assert!(!forwarder.check()?);
+        let list = lab
+            .node1
+            .sh(&format!("conntrack -L -f {family} -p udp --sport 4444"))?;
+        anyhow::ensure!(list.is_empty(), "{list}");
+        Ok(())
+    });
+}
+
+#[test]
+fn what_a_process_did_not_live_to_clear_is_cleared_by_the_next() {
+    if !as_root() {
+        return;
+    }
+    let lab = Lab::new();
+    for a in Addresses::both() {
+        let now = web(&a, &[a.pod_b()]);
+        drop(with(&lab, &now));
+        confirm_late(&lab, &a);
+        // The table is right: nothing but the entry tells.
+        let mut next = lab.node1.run(Forwarder::open).unwrap().unwrap();
+        let all = [(key("web"), now)].into();
+        let report = next.sync(&Lab::node(), &all).unwrap();
+        assert_eq!(report.batches, 0);
+        wait_for_its_end(&lab, &a, &mut next);
+    }
+}
+
 #[test]
 fn a_flow_that_slips_in_during_a_change_is_cleared_a_second_later() {
     if !as_root() {
@@ -203,22 +246,7 @@ fn a_flow_that_slips_in_during_a_change_is_cleared_a_second_later() {
     for a in Addresses::both() {
         let mut forwarder = with(&lab, &web(&a, &[a.pod_a()]));
         change(&mut forwarder, web(&a, &[a.pod_b()]));
-        // As a packet would confirm it that looked up its endpoint before.
-        let (client, vip, pod) = (a.client, a.vip, a.a);
-        lab.node1
-            .sh(&format!(
-                "conntrack -I -p udp -t 120 -s {client} -d {vip} --sport 4444 --dport 80 \
-                 -r {pod} -q {client} --reply-port-src 8080 --reply-port-dst 4444"
-            ))
-            .unwrap();
-        let family = if a.vip.is_ipv4() { "ipv4" } else { "ipv6" };
-        wait_for("the entry's end", PATIENCE, || {
-            assert!(!forwarder.check()?);
-            let list = lab
-                .node1
-                .sh(&format!("conntrack -L -f {family} -p udp --sport 4444"))?;
-            anyhow::ensure!(list.is_empty(), "{list}");
-            Ok(())
-        });
+        confirm_late(&lab, &a);
+        wait_for_its_end(&lab, &a, &mut forwarder);
     }
 }

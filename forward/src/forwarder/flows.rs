@@ -2,7 +2,8 @@
 //! past a front that is new, are forgotten by the kernel.
 //!
 //! A packet that began before a change can still confirm its flow after it,
-//! so each front is looked at once more, a second later.
+//! so each front is looked at once more, a second later. What an earlier
+//! process did not live to clear is looked for a second after the start.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -35,6 +36,15 @@ impl Flows {
     /// Takes note of operations, whether or not they come to pass.
     pub(super) fn note(&mut self, ops: &[Op]) {
         self.now.extend(ops.iter().filter_map(Op::redirects));
+    }
+
+    /// Has these looked at once, a second from now.
+    pub(super) fn note_for_later(&mut self, fronts: impl Iterator<Item = Front>, now: Instant) {
+        let again = self.again.get_or_insert((now + AGAIN, BTreeSet::new()));
+        again.1.extend(fronts);
+        if again.1.is_empty() {
+            self.again = None;
+        }
     }
 
     /// The fronts to look at.

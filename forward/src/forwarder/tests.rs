@@ -3,39 +3,97 @@
 use bellrock_e2e::netns::{Netns, as_root};
 
 use super::*;
-use crate::content::{Front, Range};
+use crate::content::{Entry, Front, Range, Value};
 use crate::diff::{Action, Op};
 use crate::model::{Endpoint, Port, Protocol};
 
-/// Adds to a Service's operations a range whose end is before its start.
-pub(super) fn spoil(mut ops: Vec<Op>, spoiled: Option<&ServiceKey>) -> Vec<Op> {
-    let spoiled = ops.iter().find(|op| {
-        matches!(op.action, Action::Add(_)) && op.owner.as_deref() == spoiled && spoiled.is_some()
-    });
-    if let Some(owner) = spoiled.and_then(|op| op.owner.clone()) {
+/// What is added to a Service's operations, so that the kernel refuses them.
+#[derive(Debug)]
+pub(super) struct Spoiled {
+    service: ServiceKey,
+    ranges: &'static [(&'static str, &'static str)],
+}
+
+impl Spoiled {
+    /// A range whose end is before its start.
+    pub(super) fn backwards(service: ServiceKey) -> Option<Self> {
+        let ranges = &[("10.0.0.2", "10.0.0.1")];
+        Some(Self { service, ranges })
+    }
+
+    /// Two ranges that overlap: refused in the way of a table that somebody
+    /// else has changed.
+    pub(super) fn overlapping(service: ServiceKey) -> Option<Self> {
+        let ranges = &[("10.0.0.1", "10.0.0.5"), ("10.0.0.3", "10.0.0.9")];
+        Some(Self { service, ranges })
+    }
+}
+
+pub(super) fn spoil(mut ops: Vec<Op>, spoiled: Option<&Spoiled>) -> Vec<Op> {
+    let Some(Spoiled { service, ranges }) = spoiled else {
+        return ops;
+    };
+    let added =
+        |op: &&Op| matches!(op.action, Action::Add(_)) && op.owner.as_deref() == Some(service);
+    if let Some(owner) = ops.iter().find(added).and_then(|op| op.owner.clone()) {
         let front = Front {
             address: "203.0.113.1".parse().unwrap(),
             protocol: Protocol::Tcp,
             port: 80,
         };
-        let range = Range {
-            first: "10.0.0.2".parse().unwrap(),
-            last: "10.0.0.1".parse().unwrap(),
-        };
-        ops.push(Op {
-            entry: Entry::Source(front, range),
-            action: Action::Add(Value::Member),
-            owner: Some(owner),
-        });
+        ops.extend(ranges.iter().map(|(first, last)| {
+            let range = Range {
+                first: first.parse().unwrap(),
+                last: last.parse().unwrap(),
+            };
+            Op {
+                entry: Entry::Source(front, range),
+                action: Action::Add(Value::Member),
+                owner: Some(owner.clone()),
+            }
+        }));
     }
     ops
 }
 
-fn key(name: &str) -> ServiceKey {
+/// Somebody else, who does something before a commit, once.
+pub(super) struct Meddler {
+    commits: usize,
+    deed: Box<dyn FnOnce() + Send>,
+}
+
+impl Meddler {
+    /// `before`: counts commits from 0.
+    pub(super) fn new(before: usize, deed: impl FnOnce() + Send + 'static) -> Self {
+        Self {
+            commits: before,
+            deed: Box::new(deed),
+        }
+    }
+}
+
+impl std::fmt::Debug for Meddler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Meddler").finish_non_exhaustive()
+    }
+}
+
+pub(super) fn meddle(meddler: &mut Option<Meddler>) {
+    match meddler {
+        Some(waiting) if waiting.commits > 0 => waiting.commits -= 1,
+        _ => {
+            if let Some(meddler) = meddler.take() {
+                (meddler.deed)();
+            }
+        }
+    }
+}
+
+pub(super) fn key(name: &str) -> ServiceKey {
     ServiceKey::new("default", name)
 }
 
-fn service(last: u8, endpoints: u8) -> Service {
+pub(super) fn service(last: u8, endpoints: u8) -> Service {
     let endpoints: Vec<Endpoint> = (1..=endpoints)
         .map(|n| Endpoint {
             address: [10, 244, last, n].into(),
@@ -68,7 +126,7 @@ fn a_service_that_the_kernel_refuses_is_named_and_the_others_are_in_force() {
     }
     let host = Netns::new("node").unwrap();
     let mut forwarder = host.run(Forwarder::open).unwrap().unwrap();
-    forwarder.spoiled = Some(key("b"));
+    forwarder.spoiled = Spoiled::backwards(key("b"));
     let all: BTreeMap<ServiceKey, Service> = [("a", 1), ("b", 2), ("c", 3)]
         .map(|(name, n)| (key(name), service(n, 2)))
         .into();
@@ -124,7 +182,7 @@ fn what_was_in_force_of_a_refused_service_stays_in_force() {
     forwarder.sync(&node, &all).unwrap();
     let before = endpoints(&host);
 
-    forwarder.spoiled = Some(key("b"));
+    forwarder.spoiled = Spoiled::backwards(key("b"));
     let report = forwarder
         .apply([(key("b"), Some(service(2, 3)))].into())
         .unwrap();
@@ -150,7 +208,8 @@ fn an_error_says_in_words_what_the_kernel_said() {
     };
     assert_eq!(
         denied.to_string(),
-        "cannot read the table: not permitted: nftables needs CAP_NET_ADMIN (1)"
+        "cannot read the table: not permitted: nftables needs CAP_NET_ADMIN, \
+         and nobody else may own the table (1)"
     );
     let text = Some("No such set".to_owned());
     let missing = Error::Kernel {

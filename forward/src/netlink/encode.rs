@@ -292,8 +292,10 @@ impl Encoder {
             with_class(class, |chain| {
                 self.chain(chain);
                 self.mark(op);
-                self.rules(chain);
-                self.mark(op);
+                for rule in &chain.rules {
+                    self.rule(chain.name, rule, NLM_F_APPEND);
+                    self.mark(op);
+                }
             });
         }
         self.elements(Set::ChainOf, verb, ops.iter().copied());

@@ -48,15 +48,20 @@ impl std::fmt::Debug for Socket {
 impl Socket {
     /// Opens a socket in the network namespace of the calling thread.
     pub(crate) fn open() -> Result<Self, Error> {
+        Self::open_with(RECEIVE_BUFFER, SEND_BUFFER)
+    }
+
+    /// The same with buffers of so many bytes to begin with.
+    pub(crate) fn open_with(receive_buffer: usize, send_buffer: usize) -> Result<Self, Error> {
         let mut netlink = Netlink::new(NETLINK_NETFILTER).map_err(Error::Socket)?;
         netlink.bind_auto().map_err(Error::Socket)?;
         // Errors with the kernel's words and the place, without our message.
         netlink.set_ext_ack(true).map_err(Error::Socket)?;
         netlink.set_cap_ack(true).map_err(Error::Socket)?;
         let fd = netlink.as_fd();
-        bellrock_sys::netlink_buffers::grow_receive_buffer(fd, RECEIVE_BUFFER)
+        bellrock_sys::netlink_buffers::grow_receive_buffer(fd, receive_buffer)
             .map_err(Error::Socket)?;
-        let send_buffer = bellrock_sys::netlink_buffers::grow_send_buffer(fd, SEND_BUFFER)
+        let send_buffer = bellrock_sys::netlink_buffers::grow_send_buffer(fd, send_buffer)
             .map_err(Error::Socket)?;
         Ok(Self {
             netlink,
@@ -72,7 +77,8 @@ impl Socket {
     }
 
     /// Sends a batch. The kernel carries it out, or none of it, before the
-    /// call returns; the failures say which messages it did not like.
+    /// call returns; the failures say which messages it did not like. Where
+    /// they do not fit the receive buffer, some of them.
     pub(crate) fn batch(&mut self, batch: &Batch) -> Result<Vec<Answer>, Error> {
         // The kernel wants a little room beside the message.
         let needed = batch.bytes.len() + 4096;
@@ -86,12 +92,13 @@ impl Socket {
 
         let mut failures = Vec::new();
         let mut acknowledged = false;
-        loop {
-            match self.receive(MSG_DONTWAIT) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(Error::kernel("read the answers to a batch", &error)),
+        // The last error of the socket. All answers are read all the same: the
+        // next batch must not take them for its own.
+        let mut trouble = None;
+        while let Some(received) = self.receive_if_any() {
+            if let Err(error) = received {
+                trouble = Some(error);
+                continue;
             }
             for message in Messages(&self.buffer).filter(|m| m.kind == NLMSG_ERROR) {
                 match answer(&message) {
@@ -101,10 +108,11 @@ impl Socket {
                 }
             }
         }
-        if failures.is_empty() && !acknowledged {
-            return Err(Error::NoAnswer);
+        match trouble {
+            _ if acknowledged || !failures.is_empty() => Ok(failures),
+            Some(error) => Err(Error::kernel("read the answers to a batch", &error)),
+            None => Err(Error::NoAnswer),
         }
-        Ok(failures)
     }
 
     /// Asks nftables for one thing of the family `inet`, or for all of a kind;
@@ -137,6 +145,7 @@ impl Socket {
         } else {
             "read the table"
         };
+        let mut lost = None;
         for _ in 0..DUMPS {
             self.sequence = self.sequence.wrapping_add(1);
             let sequence = self.sequence;
@@ -147,10 +156,19 @@ impl Socket {
             let mut interrupted = false;
             let mut done = false;
             while !done {
-                match self.receive(0) {
-                    Ok(()) => {}
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                    Err(error) => return Err(Error::kernel(doing, &error)),
+                // The kernel answers before the request's call returns, and has
+                // the next part of a dump ready when one is read.
+                match self.receive_if_any() {
+                    Some(Ok(())) => {}
+                    Some(Err(error)) if error.raw_os_error() == Some(errno::ENOBUFS) => {
+                        lost = Some(Error::kernel(doing, &error));
+                        break;
+                    }
+                    Some(Err(error)) => return Err(Error::kernel(doing, &error)),
+                    None => {
+                        lost = Some(Error::NoAnswer);
+                        break;
+                    }
                 }
                 for message in Messages(&self.buffer).filter(|m| m.sequence == sequence) {
                     interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
@@ -158,7 +176,8 @@ impl Socket {
                         NLMSG_DONE => done = true,
                         NLMSG_ERROR => match answer(&message).map(|a| a.errno) {
                             Some(errno::ENOENT) => return Ok(None),
-                            Some(errno::EINTR | errno::EAGAIN) => {
+                            // EBUSY: a dump of which a part was lost still runs.
+                            Some(errno::EINTR | errno::EAGAIN | errno::EBUSY) => {
                                 interrupted = true;
                                 done = true;
                             }
@@ -174,11 +193,13 @@ impl Socket {
                     }
                 }
             }
-            if !interrupted {
+            if done && !interrupted {
                 return Ok(Some(all));
             }
+            // Before the next attempt: what is left of this one.
+            while self.receive_if_any().is_some() {}
         }
-        Err(Error::Restless)
+        Err(lost.unwrap_or(Error::Restless))
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
@@ -187,8 +208,29 @@ impl Socket {
             .map(|_| ())
     }
 
-    fn receive(&mut self, flags: i32) -> io::Result<()> {
-        self.buffer.clear();
-        self.netlink.recv(&mut self.buffer, flags).map(|_| ())
+    /// Receives the next datagram, if there is one. `ENOBUFS` says that others
+    /// were lost before it.
+    fn receive_if_any(&mut self) -> Option<io::Result<()>> {
+        loop {
+            self.buffer.clear();
+            match self.netlink.recv(&mut self.buffer, MSG_DONTWAIT) {
+                Ok(_) => return Some(Ok(())),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+
+    /// Fills the receive buffer with answers that nobody has read.
+    #[cfg(test)]
+    pub(crate) fn clog(&mut self) {
+        for _ in 0..64 {
+            let bytes = request(Kind::GetGen.number(), INET, false, 0, |_| {});
+            self.send(&bytes).unwrap();
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use proptest::sample::{select, subsequence};
 
 use super::*;
 use crate::content::Class;
-use crate::model::{Endpoint, ExternalPolicy, Port, Protocol};
+use crate::model::{Endpoint, ExternalPolicy, Port};
 
 pub(crate) type Services = BTreeMap<Arc<ServiceKey>, Arc<Service>>;
 
