@@ -25,14 +25,21 @@ pub(crate) fn count(endpoints: usize) -> usize {
 
 /// The endpoint of each slot. `endpoints` has at least one.
 pub(crate) fn sticky(endpoints: &[(IpAddr, u16)]) -> Vec<(IpAddr, u16)> {
-    let seeds: Vec<_> = endpoints.iter().map(|e| (seed(e), *e)).collect();
+    let mut endpoints = endpoints.to_vec();
+    endpoints.sort_unstable();
+    let seeds: Vec<u64> = endpoints.iter().map(seed).collect();
     (0..count(endpoints.len()))
         .filter_map(|slot| {
             let slot = mix(slot as u64);
-            seeds
-                .iter()
-                .max_by_key(|(seed, e)| (mix(seed ^ slot), *e))
-                .map(|(_, e)| *e)
+            let mut winner = (0, 0);
+            for (at, seed) in seeds.iter().enumerate() {
+                let score = mix(seed ^ slot);
+                // Of two with the same, the last.
+                if score >= winner.0 {
+                    winner = (score, at);
+                }
+            }
+            endpoints.get(winner.1).copied()
         })
         .collect()
 }

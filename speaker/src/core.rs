@@ -252,6 +252,11 @@ impl Core {
     async fn forward(&mut self, forward: Forward) -> Result<()> {
         let first = !self.turn.adopted();
         let result = self.hand_over(&forward).await?;
+        // What this process finds at its start, or may have been that of the
+        // speaker before, is nobody's doing now.
+        if let (false, Some(report)) = (forward.whole, &result) {
+            self.note_touched(report);
+        }
         let steps = match &result {
             Some(report) => self.turn.confirm(forward, Ok(&report.refused)),
             None => self.turn.confirm(forward, Err(())),
@@ -287,7 +292,14 @@ impl Core {
                 };
                 match result {
                     Ok(report) if forward.services.is_empty() => Ok(report),
-                    Ok(_) => forwarding.apply(forward.services.clone()).await,
+                    Ok(before) => {
+                        let applied = forwarding.apply(forward.services.clone()).await;
+                        applied.map(|report| Report {
+                            replaced: report.replaced.or(before.replaced),
+                            disturbed: report.disturbed.or(before.disturbed),
+                            ..report
+                        })
+                    }
                     Err(error) => Err(error),
                 }
             }

@@ -17,6 +17,7 @@
 //! that cannot be used never replaces one that could.
 
 pub mod apply;
+mod ask;
 pub mod cluster;
 pub mod convert;
 pub mod core;

@@ -4,21 +4,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bellrock_api::NodeReason;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
+use crate::ask;
 use crate::netfilter::{self, Chain};
 use crate::plan::{Forwarding, Settings, Surroundings};
 use crate::routes::Routes;
 
 /// Where kube-proxy says how it is, if nobody told it otherwise.
 const KUBE_PROXY_HEALTH: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10_256);
-/// How long it may take to say so, from the same node.
-const PATIENCE: Duration = Duration::from_millis(500);
 /// Longer than its answer is.
 const ANSWER: u64 = 4096;
 /// Where kube-proxy keeps the addresses of Services in IPVS mode.
@@ -162,16 +158,8 @@ fn arp_ignore(interface: &str) -> Result<u8> {
 /// Whether kube-proxy, or what serves the same in its place, answers at its
 /// health port, be it well or not.
 async fn kube_proxy_answers() -> bool {
-    let ask = async {
-        let mut stream = TcpStream::connect(KUBE_PROXY_HEALTH).await.ok()?;
-        let request = b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n";
-        stream.write_all(request).await.ok()?;
-        let mut answer = String::new();
-        stream.take(ANSWER).read_to_string(&mut answer).await.ok()?;
-        Some(answer)
-    };
-    let answer = tokio::time::timeout(PATIENCE, ask).await;
-    answer.is_ok_and(|answer| answer.is_some_and(|answer| is_kube_proxy(&answer)))
+    let answer = ask::get(KUBE_PROXY_HEALTH, "/healthz", ANSWER).await;
+    answer.is_ok_and(|answer| is_kube_proxy(&answer))
 }
 
 fn is_kube_proxy(answer: &str) -> bool {

@@ -96,6 +96,40 @@ fn a_flushed_table_is_back_within_a_second_and_said_so_once() {
     }
 }
 
+#[test]
+fn a_change_that_meets_a_flushed_table_tells_of_it_if_no_look_did() {
+    if !as_root() {
+        return;
+    }
+    let host = Netns::new("node").unwrap();
+    let runtime = Runtime::new().unwrap();
+    let forwarding = host
+        .run(|| Forwarding::start(plan::Forwarding::Nftables))
+        .unwrap()
+        .unwrap();
+    let mut all = services(200);
+    runtime
+        .block_on(forwarding.sync(Node::default(), all.clone()))
+        .unwrap();
+    // Most of the changes come before the next look.
+    let mut by_change = 0;
+    for _ in 0..10 {
+        host.sh("nft flush ruleset").unwrap();
+        let (gone, _) = all.pop_first().unwrap();
+        let change = runtime
+            .block_on(forwarding.apply([(gone, None)].into()))
+            .unwrap();
+        assert_eq!((change.programmed, change.refused.len()), (all.len(), 0));
+        assert_eq!(elements(&host).unwrap(), all.len());
+        let look = runtime.block_on(forwarding.check()).unwrap();
+        by_change += usize::from(change.replaced.is_some());
+        let told = [change.replaced, look.replaced];
+        let told: Vec<String> = told.into_iter().flatten().collect();
+        assert_eq!(told, ["someone removed it"]);
+    }
+    assert!(by_change > 0, "every look came first");
+}
+
 /// Sets list their elements in no order that lasts.
 fn sorted(ruleset: &str) -> Vec<&str> {
     let mut words: Vec<&str> = ruleset

@@ -84,7 +84,7 @@ impl Forwarding {
     }
 
     /// What was done since the last call to put the table back, because somebody
-    /// else changed or flushed it. The thread looks by itself, four times a second.
+    /// else changed or flushed it: `replaced` or `disturbed` says what. The thread looks by itself, four times a second.
     pub async fn check(&self) -> Result<Report> {
         self.ask(Request::Check).await
     }
@@ -152,9 +152,13 @@ fn stay_away(queue: &mpsc::Receiver<Request>) {
 
 /// Puts the table back if somebody else touched it.
 fn check(forwarder: &mut Forwarder) -> Result<Option<Report>, bellrock_forward::Error> {
-    Ok(if forwarder.check()? {
-        Some(forwarder.apply(BTreeMap::new())?)
-    } else {
-        None
-    })
+    if !forwarder.check()? {
+        return Ok(None);
+    }
+    let mut report = forwarder.apply(BTreeMap::new())?;
+    if report.batches > 0 && report.replaced.is_none() {
+        let elements = || "some of its elements were changed".to_owned();
+        report.disturbed.get_or_insert_with(elements);
+    }
+    Ok(Some(report))
 }

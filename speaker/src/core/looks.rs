@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use bellrock_api::NodeReason;
+use bellrock_forward::Report;
 use tokio::time::Instant;
 
 use super::Core;
@@ -56,15 +57,26 @@ impl Core {
         }
     }
 
+    /// Takes note of a table that was not as we left it, and is again.
+    pub(super) fn note_touched(&mut self, report: &Report) {
+        let Some(found) = report.replaced.as_ref().or(report.disturbed.as_ref()) else {
+            return;
+        };
+        tracing::warn!(
+            found,
+            "the nftables table was changed by somebody else; put back"
+        );
+        if self.another.is_none() {
+            self.touched.note();
+        }
+        self.stale = true;
+    }
+
     async fn check_table(&mut self) {
         match self.edges.forwarding.check().await {
             Ok(report) => {
                 if report.batches > 0 {
-                    tracing::warn!("the nftables table was changed by somebody else; put back");
-                    if self.another.is_none() {
-                        self.touched.note();
-                    }
-                    self.stale = true;
+                    self.note_touched(&report);
                     let steps = self.turn.confirm(Forward::default(), Ok(&report.refused));
                     self.apply(steps);
                 }
