@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
+use bellrock_e2e::cluster::KubeProxy;
 use bellrock_e2e::probe::By;
 use serde_json::json;
 
@@ -27,6 +28,19 @@ pub(crate) struct Theirs {
     pub(crate) does: &'static str,
     pub(crate) why: &'static str,
     pub(crate) check: Check,
+    /// In this mode only.
+    mode: Option<KubeProxy>,
+}
+
+impl Case {
+    /// What must hold of kube-proxy alone in this mode.
+    pub(crate) fn of_kube_proxy(&self, mode: KubeProxy) -> Check {
+        let differs = |theirs: &&Theirs| theirs.mode.is_none_or(|only| only == mode);
+        self.theirs
+            .as_ref()
+            .filter(differs)
+            .map_or(self.ours, |theirs| theirs.check)
+    }
 }
 
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
@@ -49,7 +63,31 @@ const fn differs(
     Case {
         name,
         ours,
-        theirs: Some(Theirs { does, why, check }),
+        theirs: Some(Theirs {
+            does,
+            why,
+            check,
+            mode: None,
+        }),
+    }
+}
+
+const fn differs_in(
+    mode: KubeProxy,
+    name: &'static str,
+    ours: Check,
+    (does, why): (&'static str, &'static str),
+    check: Check,
+) -> Case {
+    Case {
+        name,
+        ours,
+        theirs: Some(Theirs {
+            does,
+            why,
+            check,
+            mode: Some(mode),
+        }),
     }
 }
 
@@ -103,14 +141,23 @@ pub(crate) const CASES: &[Case] = &[
         node_port_services,
     ),
     same(
-        "Without any endpoint, policy Cluster rejects, from outside and inside",
+        "Without any endpoint, policy Cluster rejects, from outside and from pods",
         |w| {
             for to in [Address("nobody"), NodePort("nobody", "n1")] {
                 w.see(OutsideBy("n1"), to, Refused)?;
             }
-            w.see(Pod("caller"), Address("nobody"), Refused)?;
-            w.see(Node("n2"), Address("nobody"), Refused)
+            w.see(Pod("caller"), Address("nobody"), Refused)
         },
+    ),
+    differs_in(
+        KubeProxy::Iptables,
+        "Without any endpoint, the address rejects what a node itself sends",
+        |w| w.see(Node("n2"), Address("nobody"), Refused),
+        (
+            "rejects it in nftables mode only; in iptables mode it is lost",
+            "its iptables rules that reject for an address are at the input and forward hooks, which a node's own packets do not pass",
+        ),
+        |w| w.see(Node("n2"), Address("nobody"), Lost),
     ),
     same(
         "Without any endpoint at all, policy Local rejects too",

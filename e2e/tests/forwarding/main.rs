@@ -1,7 +1,7 @@
 //! Forwarding in the lab: the same list of cases with real traffic beside
 //! kube-proxy in both modes, without it, and, as a control, by kube-proxy
-//! alone. Addresses are IPv4, as the lab's segment is; `forward`'s own tests
-//! send the same over IPv6.
+//! alone in either mode. Addresses are IPv4, as the lab's segment is; `forward`'s own
+//! tests send the same over IPv6.
 #![allow(
     clippy::unwrap_used,
     reason = "a test says no more than that it failed"
@@ -39,6 +39,11 @@ fn kube_proxy_alone_does_what_the_table_says() {
 }
 
 #[test]
+fn kube_proxy_alone_does_what_the_table_says_in_iptables_mode_too() {
+    run(KubeProxy::Iptables, Forwarding::KubeProxy);
+}
+
+#[test]
 fn the_book_has_every_difference() {
     let book = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/forwarding.md");
     let book = std::fs::read_to_string(book).unwrap();
@@ -55,9 +60,9 @@ fn run(kube_proxy: KubeProxy, forwarding: Forwarding) {
     let world = World::up(kube_proxy, forwarding).unwrap();
     let mut failures = Vec::new();
     for case in CASES {
-        let check = match (&case.theirs, forwarding) {
-            (Some(theirs), Forwarding::KubeProxy) => theirs.check,
-            _ => case.ours,
+        let check = match forwarding {
+            Forwarding::KubeProxy => case.of_kube_proxy(kube_proxy),
+            Forwarding::Nftables => case.ours,
         };
         let start = Instant::now();
         let result = check(&world);
