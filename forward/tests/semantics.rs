@@ -5,7 +5,7 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use bellrock_e2e::netns::as_root;
 use bellrock_forward::{Endpoint, ExternalPolicy, Forwarder, Port, Protocol, Service};
@@ -229,9 +229,9 @@ fn with_affinity_the_transport_protocol_does_not_matter() {
 
 /// One INIT to the front, as the pod sees it, and the INIT ACK, as the client
 /// sees it.
-fn associate(client: &Raw, pod: &Raw, a: &Addresses, from: u16) -> Option<(IpAddr, IpAddr)> {
-    let init = Packet::init(from, 36_412);
-    client.send(&init, a.vip);
+fn associate(client: &Raw, pod: &Raw, to: SocketAddr, from: u16) -> Option<(IpAddr, IpAddr)> {
+    let init = Packet::init(from, to.port());
+    client.send(&init, to.ip());
     let (seen, sender) = pod.packet(PATIENCE).unwrap()?;
     assert_eq!((seen.to, seen.kind), (PORT, 1));
     pod.send(&seen.answer(), sender);
@@ -248,17 +248,40 @@ fn an_sctp_association_is_forwarded_there_and_back() {
     let lab = Lab::new();
     for a in Addresses::both() {
         let client = Raw::sctp(&lab.client, a.client);
-        for (name, endpoint, sees) in [("a", a.pod_a(), a.client), ("c", a.pod_c(), a.node1)] {
-            let host = if name == "a" { &lab.a } else { &lab.c };
+        let fronts = [
+            SocketAddr::new(a.vip, 36_412),
+            SocketAddr::new(a.node1, NODE_PORT),
+        ];
+        let sctp = |policy, endpoints: &[Endpoint]| Service {
+            ports: vec![Port {
+                node_port: Some(NODE_PORT),
+                ..port(Protocol::Sctp, 36_412, endpoints)
+            }],
+            ..service(&a, policy, &[])
+        };
+        // Each association from a port of its own.
+        let mut from = CLIENT_PORT..;
+        let (cluster, local) = (ExternalPolicy::Cluster, ExternalPolicy::Local);
+        for (host, endpoints, policy, sees) in [
+            (&lab.a, &[a.pod_a()][..], cluster, a.client),
+            (&lab.c, &[a.pod_c()], cluster, a.node1),
+            (&lab.a, &[a.pod_a(), a.pod_c()], local, a.client),
+        ] {
             let pod = Raw::sctp(host, a.client);
-            let sctp = Service {
-                ports: vec![port(Protocol::Sctp, 36_412, &[endpoint])],
-                ..service(&a, ExternalPolicy::Cluster, &[])
-            };
-            let _forwarder = with(&lab, &sctp);
-            let port = CLIENT_PORT + u16::from(name == "c");
-            let (seen, back) = associate(&client, &pod, &a, port).expect("an INIT ACK");
-            assert_eq!((seen, back), (sees, a.vip), "to pod {name}");
+            let _forwarder = with(&lab, &sctp(policy, endpoints));
+            for to in fronts {
+                let (seen, back) =
+                    associate(&client, &pod, to, from.next().unwrap()).expect("an INIT ACK");
+                assert_eq!((seen, back), (sees, to.ip()), "to {to}, {policy:?}");
+            }
+        }
+        // Policy Local without an endpoint here drops, and rejects nothing.
+        let pod = Raw::sctp(&lab.c, a.client);
+        let _forwarder = with(&lab, &sctp(local, &[a.pod_c()]));
+        for to in fronts {
+            client.send(&Packet::init(from.next().unwrap(), to.port()), to.ip());
+            assert_eq!(pod.packet(SILENCE).unwrap(), None);
+            assert_eq!(client.packet(SILENCE).unwrap(), None);
         }
     }
 }
