@@ -207,12 +207,14 @@ impl Forwarder {
     }
 
     /// Whether someone else has changed or removed the table since the last
-    /// call; then [`Forwarder::sync`] puts it right. Cheap enough for twice a
-    /// second: two small messages while no one changes any ruleset in the
-    /// namespace, a look at the table's chains and rules otherwise. Changes
-    /// of elements are seen where the kernel counts them (Linux 6.17), and
-    /// those that leave the count alone only by [`Forwarder::sync`]. Also
-    /// looks once more at the UDP flows of what changed a second ago.
+    /// call, or may have; then [`Forwarder::sync`], or [`Forwarder::apply`]
+    /// without a change, puts it right. Cheap enough for four times a second:
+    /// two small messages while no one changes any ruleset in the namespace, a
+    /// look at the table's chains and rules otherwise. Changes of elements are
+    /// seen where the kernel counts them (Linux 6.17); where it does not, the
+    /// table has to be read a minute after somebody has changed some ruleset,
+    /// and for changes that leave the count alone after ten minutes. Also looks
+    /// once more at the UDP flows of what changed a second ago.
     ///
     /// # Errors
     /// [`Error::Kernel`] if the table could not be read.

@@ -31,6 +31,12 @@ pub(crate) use second::Chances;
 /// runs: the measure where the kernel does not tell.
 const PACKET_AGE: Duration = Duration::from_millis(20);
 
+/// When to read all, after somebody has changed some ruleset: only values of
+/// elements may be another's, as the kernel counts elements;
+const COUNTED: Duration = Duration::from_secs(600);
+/// or any element, where it does not.
+const UNCOUNTED: Duration = Duration::from_secs(60);
+
 /// What the kernel has under our name.
 #[derive(Debug)]
 pub(crate) enum There {
@@ -59,6 +65,9 @@ pub(crate) struct Table {
     /// Entries in each set, as we left them.
     sizes: BTreeMap<Set, usize>,
     chances: Chances,
+    /// Somebody has changed some ruleset since the table was read: when to read
+    /// it again.
+    read_due: Option<Instant>,
     pub(crate) done: Done,
 }
 
@@ -73,6 +82,7 @@ impl Table {
             generation: 0,
             sizes: BTreeMap::new(),
             chances: Chances::new(),
+            read_due: None,
             done: Done::default(),
         };
         // Says at once if we may not.
@@ -138,6 +148,7 @@ impl Table {
 
     /// Reads all of the table.
     pub(crate) fn read(&mut self) -> Result<There, Error> {
+        self.read_due = None;
         self.generation = self.read_generation()?;
         let there = match self.read_structure()? {
             None => There::Nothing,
@@ -220,20 +231,22 @@ impl Table {
         })
     }
 
-    /// Whether someone else changed the table. Costs two messages while no
-    /// one has changed any ruleset. A change of an element's value alone is
-    /// not seen, nor is any change of elements before Linux 6.17, which counts
-    /// them: [`Table::read`] sees all.
+    /// Whether someone else changed the table, or may have, so that it has to
+    /// be read. Costs two messages while no one has changed any ruleset. A
+    /// change of an element's value alone does not show, nor does any change of
+    /// elements before Linux 6.17, which counts them: some time after somebody
+    /// has changed some ruleset the table has to be read for that.
     pub(crate) fn changed_by_other(&mut self, now: Instant) -> Result<bool, Error> {
         let generation = self.read_generation()?;
         if generation == self.generation {
-            return Ok(false);
+            return Ok(self.read_due.is_some_and(|due| now >= due));
         }
         for family in Family::ALL {
             if self.chances_differ(family, now)? {
                 return Ok(true);
             }
         }
+        let mut counted = true;
         let changed = match self.read_structure()? {
             None | Some(Err(_)) => true,
             Some(Ok(mut reader)) => {
@@ -242,6 +255,7 @@ impl Table {
                     self.read_elements(set, &mut reader)?;
                 }
                 let mut sizes = reader.sizes().clone();
+                counted = !sizes.is_empty();
                 match reader.finish() {
                     Ok(content) => {
                         sizes.retain(|set, _| !set.is_interval());
@@ -259,10 +273,13 @@ impl Table {
                 }
             }
         };
-        if !changed {
-            self.generation = generation;
+        if changed {
+            return Ok(true);
         }
-        Ok(changed)
+        self.generation = generation;
+        let patience = if counted { COUNTED } else { UNCOUNTED };
+        let due = *self.read_due.get_or_insert(now + patience);
+        Ok(now >= due)
     }
 
     /// Removes the table and all second chances, if there are any. The kernel

@@ -111,6 +111,38 @@ fn what_is_busy_is_said_in_words_and_put_right() {
 }
 
 #[test]
+fn what_no_count_shows_is_read_for_after_a_while() {
+    if !as_root() {
+        return;
+    }
+    let host = Netns::new("node").unwrap();
+    let mut forwarder = open(&host);
+    let all = services(3);
+    forwarder.sync(&Node::default(), &all).unwrap();
+    let slot = "203.0.113.2 . tcp . 80 . 0";
+    host.sh(&format!(
+        "nft 'delete element inet bellrock endpoints4 {{ {slot} }}; \
+              add element inet bellrock endpoints4 {{ {slot} : 10.9.9.9 . 1 }}'"
+    ))
+    .unwrap();
+    let start = now();
+    let mut look = |seconds| {
+        let at = start + std::time::Duration::from_secs(seconds);
+        forwarder.table.changed_by_other(at).unwrap()
+    };
+    assert!(!look(0));
+    assert!(!look(50));
+    assert!(look(600));
+    // Read by this; then there is no reason to any more.
+    forwarder.synced = Synced::Unsure;
+    let report = forwarder.apply([].into()).unwrap();
+    assert_eq!((report.elements_added, report.elements_deleted), (1, 1));
+    let later = start + std::time::Duration::from_secs(6_000);
+    assert!(!forwarder.table.changed_by_other(later).unwrap());
+    assert_whole(&host, &all);
+}
+
+#[test]
 fn what_nobody_else_can_be_blamed_for_is_refused_of_its_service() {
     if !as_root() {
         return;
