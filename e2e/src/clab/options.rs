@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 
 use super::rights;
-use super::story::{NAMESPACE, SERVICE, SOON, settled};
+use super::story::{NAMESPACE, SERVICE, SOON, controllers_settled};
 use super::world::{World, took};
 use crate::demo::screen::Screen;
 
@@ -24,13 +24,10 @@ pub(super) fn tell(world: &World, screen: &mut Screen, address: Ipv4Addr) -> Res
          --set webhook.enabled=true --set controller.cleanupFinalizer=true --wait"
     );
     world.script(&upgrade, &world.folder().join("reader"))?;
-    screen.check(
-        "the controllers are replaced, nothing has restarted",
-        || {
-            let pods = world.until("all pods are ready", SOON, || settled(world))?;
-            Ok(((), format!("{pods} {}", took(start))))
-        },
-    )?;
+    screen.check("the controllers are replaced, none has restarted", || {
+        let pods = world.until("all pods are ready", SOON, || controllers_settled(world))?;
+        Ok(((), format!("{pods} {}", took(start))))
+    })?;
     screen.check("the API server refuses a pool that overlaps", || {
         let said = world.until("the webhook is asked", SOON, || {
             refused(world, "other", &address.to_string(), "of pool main")

@@ -546,9 +546,22 @@ fn ready(world: &World) -> Result<Vec<Value>> {
 }
 
 /// The same, and no container has restarted.
-pub(super) fn settled(world: &World) -> Result<String> {
-    let pods = ready(world)?;
-    for pod in &pods {
+fn settled(world: &World) -> Result<String> {
+    unrestarted(&ready(world)?)
+}
+
+/// The same of the controllers alone: the speakers' containers started again
+/// with their nodes.
+pub(super) fn controllers_settled(world: &World) -> Result<String> {
+    let mut pods = ready(world)?;
+    let component = "app.kubernetes.io/component";
+    pods.retain(|pod| pod["metadata"]["labels"][component] == "controller");
+    ensure!(!pods.is_empty(), "no pod has the label {component}");
+    unrestarted(&pods)
+}
+
+fn unrestarted(pods: &[Value]) -> Result<String> {
+    for pod in pods {
         for container in pod["status"]["containerStatuses"]
             .as_array()
             .into_iter()
