@@ -47,6 +47,18 @@ pub enum Refusal {
     AttributesTooLong,
 }
 
+impl Refusal {
+    /// Its name, as in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::FamilyNotNegotiated => "FamilyNotNegotiated",
+            Self::NoNextHop => "NoNextHop",
+            Self::NextHopIsPeer => "NextHopIsPeer",
+            Self::AttributesTooLong => "AttributesTooLong",
+        }
+    }
+}
+
 impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

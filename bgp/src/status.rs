@@ -36,6 +36,17 @@ impl MessageCounts {
         };
         *counter += 1;
     }
+
+    /// Each type's name, as in metrics, and count.
+    pub fn by_type(&self) -> [(&'static str, u64); 5] {
+        [
+            ("open", self.open),
+            ("update", self.update),
+            ("notification", self.notification),
+            ("keepalive", self.keepalive),
+            ("route_refresh", self.route_refresh),
+        ]
+    }
 }
 
 /// A session's condition.

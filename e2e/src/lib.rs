@@ -45,6 +45,7 @@ pub mod gobgp;
 pub mod ground;
 #[cfg(feature = "lab")]
 pub mod lab;
+pub mod metrics;
 pub mod netns;
 #[cfg(feature = "lab")]
 pub mod observe;

@@ -13,8 +13,8 @@ const SHARE: usize = 8;
 /// The most slots: beyond 4,096 endpoints, shares shrink.
 const MAX_SLOTS: usize = 32_768;
 
-/// How many slots so many endpoints get, if clients are to keep theirs: few numbers, so that a scaling
-/// Service seldom passes from one to the next, which moves all clients.
+/// How many slots so many endpoints get, if clients are to keep theirs: few
+/// numbers, so that a scaling Service seldom passes from one to the next, which moves all clients.
 pub(crate) fn count(endpoints: usize) -> usize {
     let mut slots = 64;
     while slots < endpoints.saturating_mul(SHARE) && slots < MAX_SLOTS {

@@ -84,7 +84,8 @@ impl Forwarding {
     }
 
     /// What was done since the last call to put the table back, because somebody
-    /// else changed or flushed it: `replaced` or `disturbed` says what. The thread looks by itself, four times a second.
+    /// else changed or flushed it: `replaced` or `disturbed` says what. The
+    /// thread looks by itself, four times a second.
     pub async fn check(&self) -> Result<Report> {
         self.ask(Request::Check).await
     }

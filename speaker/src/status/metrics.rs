@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use bellrock_api::NodeReason;
-use bellrock_bgp::State;
+use bellrock_bgp::{PeerStatus, State};
 use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -76,27 +77,12 @@ impl View {
         }
         registry.register("addresses", "Addresses by protocol and reason", addresses);
 
-        let (up, prefixes) = (
-            Family::<Labels, Gauge>::default(),
-            Family::<Labels, Gauge>::default(),
-        );
-        for (peer, (_, status)) in &self.sessions {
-            let labels = vec![("peer".to_owned(), peer.clone())];
-            up.get_or_create(&labels)
-                .set(i64::from(status.state == State::Established));
-            prefixes
-                .get_or_create(&labels)
-                .set(i64::try_from(status.prefixes_sent).unwrap_or(i64::MAX));
-        }
-        registry.register("bgp_session_up", "1 while the session is Established", up);
-        registry.register("bgp_prefixes", "Prefixes announced to the peer", prefixes);
+        self.register_sessions(&mut registry);
 
-        let frames = Family::<Labels, Gauge>::default();
+        let frames = Family::<Labels, Counter>::default();
         for (name, count) in &self.segment.counters {
             let labels = vec![("kind".to_owned(), name.clone())];
-            frames
-                .get_or_create(&labels)
-                .set(i64::try_from(*count).unwrap_or(i64::MAX));
+            frames.get_or_create(&labels).inc_by(*count);
         }
         registry.register(
             "l2_frames",
@@ -107,5 +93,161 @@ impl View {
         let mut text = String::new();
         encode(&mut text, &registry)?;
         Ok(text)
+    }
+
+    fn register_sessions(&self, registry: &mut Registry) {
+        let up = self.of_sessions(|status| i64::from(status.state == State::Established));
+        registry.register("bgp_session_up", "1 while the session is Established", up);
+        let sent = self.of_sessions(|status| number(status.prefixes_sent));
+        registry.register("bgp_prefixes", "Prefixes announced to the peer", sent);
+        let pending = self.of_sessions(|status| number(status.prefixes_pending));
+        registry.register(
+            "bgp_prefixes_pending",
+            "Changes of prefixes that wait for the peer to read",
+            pending,
+        );
+
+        let refused = Family::<Labels, Gauge>::default();
+        let messages = Family::<Labels, Counter>::default();
+        let malformed = Family::<Labels, Counter>::default();
+        for (peer, (_, status)) in &self.sessions {
+            let labels = |more: &[(&str, &str)]| -> Labels {
+                [("peer", peer.as_str())]
+                    .iter()
+                    .chain(more)
+                    .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                    .collect()
+            };
+            for (reason, count) in &status.prefixes_refused {
+                refused
+                    .get_or_create(&labels(&[("reason", reason.as_str())]))
+                    .set(number(*count));
+            }
+            let directions = [
+                ("sent", &status.messages_sent),
+                ("received", &status.messages_received),
+            ];
+            for (direction, counts) in directions {
+                for (kind, count) in counts.by_type() {
+                    messages
+                        .get_or_create(&labels(&[("direction", direction), ("type", kind)]))
+                        .inc_by(count);
+                }
+            }
+            malformed
+                .get_or_create(&labels(&[]))
+                .inc_by(status.malformed_updates);
+        }
+        registry.register(
+            "bgp_prefixes_refused",
+            "Prefixes that cannot be announced to the peer, by reason",
+            refused,
+        );
+        registry.register(
+            "bgp_messages",
+            "BGP messages, by direction and type, since the session was configured",
+            messages,
+        );
+        registry.register(
+            "bgp_malformed_updates",
+            "UPDATEs of the peer with errors that a session survives (RFC 7606)",
+            malformed,
+        );
+    }
+
+    /// A gauge for each session.
+    fn of_sessions(&self, value: impl Fn(&PeerStatus) -> i64) -> Family<Labels, Gauge> {
+        let gauges = Family::<Labels, Gauge>::default();
+        for (peer, (_, status)) in &self.sessions {
+            let labels = vec![("peer".to_owned(), peer.clone())];
+            gauges.get_or_create(&labels).set(value(status));
+        }
+        gauges
+    }
+}
+
+fn number(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::SystemTime;
+
+    use bellrock_api::reason::AnnouncementReason as Reason;
+    use bellrock_bgp::{MessageCounts, Refusal};
+    use bellrock_e2e::metrics::{documented, rows};
+    use bellrock_forward::ServiceKey;
+
+    use super::*;
+    use crate::plan::Verdict;
+
+    /// One of everything.
+    fn view() -> View {
+        let mut view = View::starting("n1");
+        let status = PeerStatus {
+            state: State::Established,
+            since: SystemTime::UNIX_EPOCH,
+            last_error: None,
+            peer_router_id: None,
+            peer_asn: None,
+            hold_time: None,
+            families: Vec::new(),
+            graceful_restart: false,
+            prefixes_wanted: 9,
+            prefixes_sent: 7,
+            prefixes_pending: 1,
+            prefixes_refused: [(Refusal::NoNextHop, 2)].into(),
+            messages_sent: MessageCounts {
+                update: 3,
+                ..MessageCounts::default()
+            },
+            messages_received: MessageCounts::default(),
+            malformed_updates: 4,
+        };
+        let peer = "192.0.2.1".parse().unwrap();
+        view.sessions.insert("tor1".to_owned(), (peer, status));
+        let verdict = Verdict {
+            address: None,
+            way: Way::Bgp,
+            refused: Some(Reason::NoEndpoint),
+            peers: BTreeSet::new(),
+            detail: None,
+        };
+        let service = ServiceKey {
+            namespace: "default".to_owned(),
+            name: "web".to_owned(),
+        };
+        view.verdicts.push((service, verdict));
+        view.segment.counters.insert("arp_reply".to_owned(), 5);
+        view
+    }
+
+    #[test]
+    fn sessions_are_counted_and_measured() {
+        let text = view().metrics().unwrap();
+        for line in [
+            r#"bellrock_speaker_bgp_session_up{peer="tor1"} 1"#,
+            r#"bellrock_speaker_bgp_prefixes{peer="tor1"} 7"#,
+            r#"bellrock_speaker_bgp_prefixes_pending{peer="tor1"} 1"#,
+            r#"bellrock_speaker_bgp_prefixes_refused{peer="tor1",reason="NoNextHop"} 2"#,
+            r#"bellrock_speaker_bgp_messages_total{peer="tor1",direction="sent",type="update"} 3"#,
+            r#"bellrock_speaker_bgp_messages_total{peer="tor1",direction="received",type="open"} 0"#,
+            r#"bellrock_speaker_bgp_malformed_updates_total{peer="tor1"} 4"#,
+            r#"bellrock_speaker_l2_frames_total{kind="arp_reply"} 5"#,
+            r#"bellrock_speaker_addresses{protocol="bgp",reason="NoEndpoint"} 1"#,
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_book_has_every_metric() {
+        let page = include_str!("../../../docs/metrics.md");
+        assert_eq!(
+            rows(&view().metrics().unwrap()),
+            documented(page, "bellrock_speaker")
+        );
     }
 }

@@ -1,13 +1,15 @@
 //! What the metrics say of pools and refusals.
 
+use bellrock_e2e::metrics::{documented, rows};
 use serde_json::json;
 
 use super::cluster::{cluster, in_pool, ips};
 use super::runner::run;
 use crate::metrics::Metrics;
+use crate::write::Call;
 
 #[test]
-fn pools_are_counted_by_family_and_refusals_by_reason() {
+fn pools_are_counted_by_family_and_refusals_by_reason_and_the_book_has_every_metric() {
     let mut cluster = cluster();
     let two = json!({ "addresses": ["198.51.100.0/31", "2001:db8::/64"], "reuseDelay": "60s" });
     cluster.put_pool("two", two);
@@ -51,4 +53,18 @@ fn pools_are_counted_by_family_and_refusals_by_reason() {
         let line = format!("{name} {value}");
         assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
     }
+    // One of everything else.
+    metrics.write(
+        Call {
+            verb: "create",
+            resource: "virtualips",
+        },
+        true,
+    );
+    metrics.watch_error("Service");
+    let page = include_str!("../../../../docs/metrics.md");
+    assert_eq!(
+        rows(&metrics.text().unwrap()),
+        documented(page, "bellrock_controller")
+    );
 }
