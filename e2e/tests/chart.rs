@@ -1,0 +1,140 @@
+//! The chart by itself: what it renders, and what it refuses. The objects are
+//! put before a real API server in the lab.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test says no more than that it failed"
+)]
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use bellrock_e2e::parts::{self, Part};
+
+fn charts() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts")
+}
+
+/// `helm template` with these values.
+fn render(values: &str) -> Result<String, String> {
+    render_for("1.34.0", values)
+}
+
+/// The same for a cluster of this version.
+fn render_for(kubernetes: &str, values: &str) -> Result<String, String> {
+    let home = std::env::temp_dir().join(format!("bellrock-chart-{}", std::process::id()));
+    let mut child = Command::new(parts::path(Part::Helm).unwrap())
+        .args(["template", "bellrock", "--namespace", "bellrock-system"])
+        .args(["--values", "-"])
+        .args(["--kube-version", kubernetes])
+        .arg(charts().join("bellrock"))
+        .env("HELM_CACHE_HOME", &home)
+        .env("HELM_CONFIG_HOME", &home)
+        .env("HELM_DATA_HOME", &home)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(values.as_bytes()).unwrap();
+    drop(input);
+    let output = child.wait_with_output().unwrap();
+    if output.status.success() {
+        Ok(String::from_utf8(output.stdout).unwrap())
+    } else {
+        Err(String::from_utf8(output.stderr).unwrap())
+    }
+}
+
+/// Whoever changes a template sees what it does to the objects. To take the
+/// change over: BELLROCK_SNAPSHOTS=write.
+#[test]
+fn what_it_renders_is_what_was_reviewed() {
+    let write = std::env::var("BELLROCK_SNAPSHOTS").is_ok_and(|value| value == "write");
+    for name in ["default", "everything"] {
+        let folder = charts().join("tests");
+        let values = std::fs::read_to_string(folder.join(format!("{name}.values.yaml"))).unwrap();
+        let rendered = render(&values).unwrap();
+        let file = folder.join(format!("{name}.rendered.yaml"));
+        if write {
+            std::fs::write(&file, &rendered).unwrap();
+        }
+        let reviewed = std::fs::read_to_string(&file).unwrap_or_default();
+        let differs = rendered
+            .lines()
+            .zip(reviewed.lines())
+            .find(|(now, then)| now != then)
+            .or((rendered != reviewed).then_some(("", "its length")));
+        assert_eq!(
+            differs,
+            None,
+            "{}: rendered, reviewed; take it over with BELLROCK_SNAPSHOTS=write",
+            file.display()
+        );
+    }
+}
+
+#[test]
+fn wrong_values_are_refused_and_named() {
+    for (values, words) in [
+        ("pool: {}", "additional properties 'pool' not allowed"),
+        (
+            "speaker: {fowarding: none}",
+            "additional properties 'fowarding' not allowed",
+        ),
+        (
+            "speaker: {forwarding: iptables}",
+            "'/speaker/forwarding': value must be one of 'nftables', 'kube-proxy', 'none'",
+        ),
+        (
+            "speaker: {kubeProxy: true}",
+            "'/speaker/kubeProxy': value must be one of 'detect', 'present', 'absent'",
+        ),
+        (
+            "speaker: {nodePortAddresses: [192.0.2.1]}",
+            "'/speaker/nodePortAddresses/0': '192.0.2.1' does not match",
+        ),
+        (
+            "speaker: {podNetworks: 10.0.0.0/8}",
+            "'/speaker/podNetworks': got string, want array",
+        ),
+        (
+            "speaker: {bgpListen: ['179']}",
+            "'/speaker/bgpListen/0': '179' does not match",
+        ),
+        (
+            "speaker: {bgpListen: ['::1:179']}",
+            "'/speaker/bgpListen/0': '::1:179' does not match",
+        ),
+        (
+            "controller: {replicas: two}",
+            "'/controller/replicas': got string, want integer",
+        ),
+        (
+            "controller: {loadBalancerClasses: ['a b']}",
+            "'/controller/loadBalancerClasses/0': 'a b' does not match",
+        ),
+        ("webhook: true", "'/webhook': got boolean, want object"),
+        (
+            "webhook: {enabled: 'true'}",
+            "'/webhook/enabled': got string, want boolean",
+        ),
+        ("image: {tag: 0.1}", "'/image/tag': got number, want string"),
+        ("logFormat: xml", "'/logFormat': value must be one of"),
+        ("clusterName: ''", "'/clusterName': minLength"),
+        ("pools: {Main: {}}", "invalid propertyName 'Main'"),
+        ("bgpPeers: {tor: 1}", "'/bgpPeers/tor': got number"),
+        ("pools: [192.0.2.0/24]", "'/pools': got array, want object"),
+    ] {
+        let error = render(values).unwrap_err();
+        assert!(error.contains(words), "{values}: {words} in\n{error}");
+    }
+}
+
+#[test]
+fn a_cluster_that_is_too_old_is_told_so() {
+    render_for("1.30.0", "").unwrap();
+    let error = render_for("1.29.9", "").unwrap_err();
+    assert!(error.contains("kubeVersion: >=1.30.0-0"), "{error}");
+}
