@@ -22,7 +22,7 @@ at_least "$go" 1.26 || fail "Go 1.26 or newer is needed to build Kubernetes for 
 needs=(
 	"cc gcc" "ip iproute2" "nft nftables" "iptables iptables" "tcpdump tcpdump" "tshark tshark" "conntrack conntrack"
 	"arping iputils-arping" "ping iputils-ping" "/usr/lib/frr/bgpd frr" "bird bird2"
-	"bgpctl openbgpd" "exabgp exabgp" "unshare util-linux" "ps procps"
+	"bgpctl openbgpd" "exabgp exabgp" "unshare util-linux" "ps procps" "promtool prometheus"
 )
 if [ "${1:-}" = cluster ]; then
 	needs+=("mmdebstrap mmdebstrap" "setpriv util-linux")

@@ -121,6 +121,10 @@ fn wrong_values_are_refused_and_named() {
             "'/webhook/enabled': got string, want boolean",
         ),
         ("image: {tag: 0.1}", "'/image/tag': got number, want string"),
+        (
+            "monitoring: {serviceMonitor: {interval: 30}}",
+            "'/monitoring/serviceMonitor/interval': got number, want string",
+        ),
         ("logFormat: xml", "'/logFormat': value must be one of"),
         ("clusterName: ''", "'/clusterName': minLength"),
         ("pools: {Main: {}}", "invalid propertyName 'Main'"),
@@ -137,4 +141,39 @@ fn a_cluster_that_is_too_old_is_told_so() {
     render_for("1.30.0", "").unwrap();
     let error = render_for("1.29.9", "").unwrap_err();
     assert!(error.contains("kubeVersion: >=1.30.0-0"), "{error}");
+}
+
+/// promtool plays the metrics of `alerts.test.yaml` against the chart's alerts.
+#[test]
+fn every_alert_fires_when_it_should_and_not_before() {
+    let folder = charts().join("tests");
+    let alerts = std::fs::read_to_string(charts().join("bellrock/alerts.yaml")).unwrap();
+    let played = std::fs::read_to_string(folder.join("alerts.test.yaml")).unwrap();
+    let page = std::fs::read_to_string(charts().join("../docs/metrics.md")).unwrap();
+    for alert in alerts
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+    {
+        let fires = format!("alertname: {alert}\n        exp_alerts:");
+        assert!(played.contains(&fires), "nothing makes {alert} fire");
+        assert!(page.contains(&format!("`{alert}`")), "{alert} in the book");
+    }
+    let metrics = alerts
+        .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+        .filter(|word| word.starts_with("bellrock_"));
+    for metric in metrics {
+        let listed = format!("| `{metric}` |");
+        assert!(page.contains(&listed), "{metric} is served by nobody");
+    }
+    let output = Command::new("promtool")
+        .args(["test", "rules", "alerts.test.yaml"])
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
