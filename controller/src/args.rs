@@ -45,6 +45,10 @@ pub struct Args {
     /// adds it again for an hour, and exit (before an uninstallation)
     #[arg(long)]
     pub strip_finalizers: bool,
+    /// Delete the ValidatingWebhookConfiguration of --webhook, and exit (before
+    /// an uninstallation, whose pools it would hold while Services use them)
+    #[arg(long, requires = "webhook")]
+    pub remove_webhook: bool,
     /// Name of this controller among those that stand for leader; another one
     /// may have it only when this process has ended [default: host name and
     /// process id]

@@ -22,7 +22,8 @@ const EVENTS_GRACE: Duration = Duration::from_millis(300);
 /// How long the last call about the lease may take.
 const RESIGN_GRACE: Duration = Duration::from_secs(5);
 
-/// Runs the controller until SIGTERM or SIGINT; with `--strip-finalizers`, until that is done.
+/// Runs the controller until SIGTERM or SIGINT; with `--strip-finalizers` or `--remove-webhook`,
+/// until that is done.
 ///
 /// # Errors
 /// When there is no way to find the API server (no kubeconfig and not in a pod), or signals cannot
@@ -43,8 +44,14 @@ pub async fn run(args: Args) -> Result<()> {
         "controller started"
     );
     let client = Client::try_from(config).context("set up the client")?;
-    if args.strip_finalizers {
-        return strip::run(client, &args.namespace).await;
+    if args.strip_finalizers || args.remove_webhook {
+        if let (true, Some(name)) = (args.remove_webhook, &args.webhook) {
+            webhook::remove(client.clone(), name).await?;
+        }
+        if args.strip_finalizers {
+            strip::run(client, &args.namespace).await?;
+        }
+        return Ok(());
     }
 
     let metrics = Arc::new(Metrics::new());

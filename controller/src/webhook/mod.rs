@@ -6,15 +6,19 @@
 //! leader: certificate -> caBundle of the configuration, then the Secret -> every replica serves it
 //! ```
 //!
-//! Its `failurePolicy` is `Ignore`. Nothing depends on it for safety, objects of ours are made in
-//! the same breath as the controller when the chart is installed, and an uninstallation deletes
-//! pools when no controller is left to ask.
+//! Its `failurePolicy` is `Ignore`. Nothing depends on it for safety, and objects of ours are made in
+//! the same breath as the controller when the chart is installed. Before an uninstallation, which
+//! deletes pools that Services use, its configuration goes.
 
 mod certificate;
 mod keeper;
 mod server;
 mod tls;
 
+use anyhow::{Context, Result};
+use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+use kube::api::DeleteParams;
+use kube::{Api, Client};
 use tokio::sync::oneshot;
 
 pub use certificate::Identity;
@@ -37,4 +41,18 @@ pub(crate) struct Question {
     pub(crate) service_cidrs: Vec<AddressRange>,
     /// `None` while not everything has been read.
     pub(crate) answer: oneshot::Sender<Option<Judgement>>,
+}
+
+/// Deletes the webhook's configuration, if it is there: the API server asks nobody any more.
+///
+/// # Errors
+/// When the API server does not let it.
+pub(crate) async fn remove(client: Client, name: &str) -> Result<()> {
+    let configurations: Api<ValidatingWebhookConfiguration> = Api::all(client);
+    match configurations.delete(name, &DeleteParams::default()).await {
+        Ok(_) => tracing::info!(name, "the webhook is removed"),
+        Err(kube::Error::Api(status)) if status.code == 404 => {}
+        Err(error) => return Err(error).context("delete the webhook's configuration"),
+    }
+    Ok(())
 }
