@@ -163,6 +163,54 @@ pub struct SessionStatus {
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub prefixes: u32,
+    /// The BFD session that watches the peer, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bfd: Option<BfdStatus>,
+}
+
+/// A BFD session (RFC 5880). Times are in milliseconds.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct BfdStatus {
+    /// State of our end.
+    pub state: BfdState,
+    /// When it came up or went down last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// Negotiated time between our packets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub transmit_interval: Option<u32>,
+    /// Negotiated silence of the peer after which the session is down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub detection_time: Option<u32>,
+    /// How often it went down.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub downs: u32,
+    /// Why it went down last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_MESSAGE))]
+    pub last_down: Option<String>,
+    /// What keeps it from sending or hearing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_MESSAGE))]
+    pub error: Option<String>,
+}
+
+/// State of a BFD session (RFC 5880 section 6.2).
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BfdState {
+    /// Held down on purpose.
+    AdminDown,
+    /// The peer is not heard.
+    #[default]
+    Down,
+    /// The peer is heard, and does not hear us yet.
+    Init,
+    /// Both hear each other.
+    Up,
 }
 
 /// State of a BGP session (RFC 4271 8.2.2).

@@ -54,6 +54,7 @@ type Changes = Vec<(IpNet, Option<Attributes>)>;
 enum Command {
     Change(Changes),
     Drain(Duration),
+    BfdDown,
     Accept(TcpStream),
     Stop(StopReason),
 }
@@ -104,6 +105,15 @@ impl Peer {
     /// does nothing.
     pub async fn drain(&self, wait: Duration) {
         let _ = self.commands.send(Command::Drain(wait)).await;
+    }
+
+    /// BFD says that the path has failed: the session, if there is one, ends
+    /// with Cease, BFD Down (RFC 9384), and another is tried for after the
+    /// connect retry time: to a peer that keeps routes over a restart, one at
+    /// once would be that restart. It does not keep them: what it sends would
+    /// not arrive.
+    pub async fn bfd_down(&self) {
+        let _ = self.commands.send(Command::BfdDown).await;
     }
 
     /// The session's condition, and a notice of each change of it.
@@ -171,6 +181,8 @@ struct Task {
     status: PeerStatus,
     /// Until when changes are held back, and those.
     drain: Option<(Instant, Changes)>,
+    /// When to begin again, after an end of our own will.
+    again: Option<Instant>,
     stopped: bool,
 }
 
@@ -197,6 +209,7 @@ impl Task {
             sender,
             status,
             drain: None,
+            again: None,
             stopped: false,
         }
     }
@@ -233,7 +246,11 @@ impl Task {
                 Event::Command(None) => return,
                 Event::Deadline => {
                     self.drained();
-                    self.pair.tick(Instant::now());
+                    let now = Instant::now();
+                    if self.again.take_if(|at| *at <= now).is_some() {
+                        self.pair.start(now);
+                    }
+                    self.pair.tick(now);
                     self.act();
                 }
                 Event::Link(slot, Happened::Connected(result)) => self.connected(slot, result),
@@ -247,7 +264,7 @@ impl Task {
     /// source before the event is returned.
     async fn event(&mut self) -> Event {
         let drained = self.drain.as_ref().map(|(until, _)| *until);
-        let deadline = [self.pair.next_deadline(), drained]
+        let deadline = [self.pair.next_deadline(), drained, self.again]
             .into_iter()
             .flatten()
             .min();
@@ -277,6 +294,14 @@ impl Task {
                     self.drain = Some((Instant::now() + wait, Vec::new()));
                 }
             }
+            Command::BfdDown => {
+                if self.pair.up().is_some() && !self.stopped {
+                    let now = Instant::now();
+                    self.pair.stop(&StopReason::BfdDown, now);
+                    self.act();
+                    self.again = Some(now + self.config.connect_retry);
+                }
+            }
             Command::Accept(stream) => {
                 if let Err(error) = self.accept(stream) {
                     debug!(peer = %self.config.address, %error, "connection not taken");
@@ -284,6 +309,7 @@ impl Task {
             }
             Command::Stop(reason) => {
                 self.stopped = true;
+                self.again = None;
                 self.pair.stop(&reason, Instant::now());
                 self.act();
             }

@@ -22,6 +22,8 @@ pub enum StopReason {
     /// Cease, Connection Collision Resolution: the other connection to this
     /// peer stays.
     Collision,
+    /// Cease, BFD Down (RFC 9384): the path to the peer has failed.
+    BfdDown,
     /// Our process ends and another one continues. Where graceful restart was
     /// negotiated the connection closes without a NOTIFICATION, so that the
     /// peer keeps our routes; elsewhere this is an administrative shutdown.
@@ -38,6 +40,7 @@ impl StopReason {
             Self::PeerDeconfigured => Notification::peer_deconfigured(),
             Self::ConfigurationChange => Notification::configuration_change(),
             Self::Collision => Notification::collision(),
+            Self::BfdDown => Notification::bfd_down(),
             Self::Restart => Notification::administrative_shutdown(Some("restart")),
         }
     }
@@ -45,7 +48,7 @@ impl StopReason {
     /// Whether the peer must not keep routes for a graceful restart.
     pub(crate) fn is_final(&self) -> bool {
         match self {
-            Self::AdministrativeShutdown(_) | Self::PeerDeconfigured => true,
+            Self::AdministrativeShutdown(_) | Self::PeerDeconfigured | Self::BfdDown => true,
             Self::ConfigurationChange | Self::Collision | Self::Restart => false,
         }
     }
@@ -159,6 +162,9 @@ impl fmt::Display for DownReason {
             }
             Self::Stopped(StopReason::Collision) => {
                 f.write_str("stopped: another connection to the peer stays")
+            }
+            Self::Stopped(StopReason::BfdDown) => {
+                f.write_str("BFD says that the path to the peer has failed")
             }
             Self::Stopped(StopReason::Restart) => f.write_str("stopped: this process restarts"),
         }

@@ -21,7 +21,7 @@ fn sources(folder: &Path, text: &mut String) {
 fn every_test_that_the_page_names_exists() {
     let page = std::fs::read_to_string(Path::new(CRATE).join("../docs/bgp-standards.md")).unwrap();
     let mut all = String::new();
-    for folder in ["src", "tests"] {
+    for folder in ["src", "tests", "../speaker/tests"] {
         sources(&Path::new(CRATE).join(folder), &mut all);
     }
     let rows = page.lines().filter(|line| line.starts_with("| "));

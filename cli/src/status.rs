@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use bellrock_api::{AddressState, SessionState};
+use bellrock_api::{AddressState, BfdState, BfdStatus, SessionState};
 use kube::ResourceExt;
 use serde::Serialize;
 
@@ -53,6 +53,9 @@ struct Session {
     state: SessionState,
     since: String,
     prefixes: u32,
+    /// Absent: BFD does not watch the peer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bfd: Option<BfdStatus>,
     last_error: String,
 }
 
@@ -138,6 +141,16 @@ fn node_status(dump: &Dump, node: String) -> NodeStatus {
     }
 }
 
+/// Its state, and how soon it notices, or why it does not watch.
+fn bfd(status: &BfdStatus) -> String {
+    let state = format!("{:?}", status.state);
+    let more = match (status.state, status.detection_time) {
+        (BfdState::Up, Some(time)) => Some(format!("notices within {time} ms")),
+        _ => status.error.clone().or_else(|| status.last_down.clone()),
+    };
+    more.map_or(state.clone(), |more| format!("{state}: {more}"))
+}
+
 fn sessions(dump: &Dump) -> Vec<Session> {
     let mut sessions: Vec<Session> = dump
         .speakers
@@ -155,6 +168,7 @@ fn sessions(dump: &Dump) -> Vec<Session> {
                     .map(|time| time.0.to_string())
                     .unwrap_or_default(),
                 prefixes: session.prefixes,
+                bfd: session.bfd,
                 last_error: session.last_error.unwrap_or_default(),
             })
         })
@@ -229,6 +243,7 @@ fn render(status: &Status) -> String {
         "STATE",
         "SINCE",
         "PREFIXES",
+        "BFD",
         "LAST ERROR",
     ]);
     for session in &status.sessions {
@@ -239,6 +254,7 @@ fn render(status: &Status) -> String {
             format!("{:?}", session.state),
             session.since.clone(),
             session.prefixes.to_string(),
+            session.bfd.as_ref().map(bfd).unwrap_or_default(),
             session.last_error.clone(),
         ]);
     }

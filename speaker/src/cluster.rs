@@ -125,6 +125,8 @@ pub struct Peer {
     pub password: Option<PeerPassword>,
     /// Ask the peer to keep our routes while the speaker restarts.
     pub graceful_restart: bool,
+    /// The BFDProfile that it is watched with.
+    pub bfd_profile: Option<String>,
 }
 
 impl Peer {
@@ -147,8 +149,20 @@ impl Peer {
             dual_stack: false,
             password: None,
             graceful_restart: false,
+            bfd_profile: None,
         }
     }
+}
+
+/// A BFDProfile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BfdProfile {
+    /// Timers, and who begins.
+    pub settings: bellrock_bfd::Settings,
+    /// The lowest TTL that is taken of peers more than one hop away.
+    pub minimum_ttl: u8,
+    /// Echo packets are asked for.
+    pub echo: bool,
 }
 
 /// Where a password is.
@@ -189,6 +203,8 @@ pub enum Change {
     BgpAdvertisement(String, Option<BgpAdvertisement>),
     /// A BGPPeer.
     Peer(String, Option<Peer>),
+    /// A BFDProfile.
+    BfdProfile(String, Option<BfdProfile>),
     /// A Community object: communities by alias.
     Community(String, Option<BTreeMap<String, CommunityValue>>),
     /// The Secret of a peer's password, or why it cannot be read.
@@ -234,6 +250,8 @@ pub struct Cluster {
     pub bgp_advertisements: BTreeMap<String, BgpAdvertisement>,
     /// BGPPeers by name.
     pub peers: BTreeMap<String, Peer>,
+    /// BFDProfiles by name.
+    pub bfd_profiles: BTreeMap<String, BfdProfile>,
     communities: BTreeMap<String, BTreeMap<String, CommunityValue>>,
     /// Secrets that peers name, as far as they were looked at.
     pub passwords: BTreeMap<String, PasswordSecret>,
@@ -350,6 +368,9 @@ impl Cluster {
                 let changed = replace(&mut self.peers, name, new);
                 dirty.peers |= changed;
                 dirty.all |= changed;
+            }
+            Change::BfdProfile(name, new) => {
+                dirty.peers |= replace(&mut self.bfd_profiles, name, new);
             }
             Change::Community(name, new) => {
                 dirty.all |= replace(&mut self.communities, name, new);

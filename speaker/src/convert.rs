@@ -7,10 +7,12 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::num::NonZeroU8;
 use std::time::Duration;
 
 use bellrock_api::{
-    BGPAdvertisement, BGPPeer, Community, CommunityError, DynamicAsn, L2Advertisement, VirtualIP,
+    BFDProfile, BGPAdvertisement, BGPPeer, Community, CommunityError, DynamicAsn, L2Advertisement,
+    VirtualIP,
 };
 use bellrock_bgp::message::Role;
 use bellrock_bgp::{MAX_PASSWORD, Password, PeerAsn};
@@ -179,8 +181,47 @@ pub fn communities(object: &Community) -> Parsed {
     Parsed::Change(change(Some(aliases)))
 }
 
+/// A BFDProfile.
+pub fn bfd_profile(object: &BFDProfile) -> Parsed {
+    let spec = &object.spec;
+    let change = |profile| Change::BfdProfile(object.name_any(), profile);
+    let milliseconds = |n: u32| Duration::from_millis(u64::from(n));
+    let Some(multiplier) = NonZeroU8::new(spec.detect_multiplier) else {
+        return invalid(change(None), "detectMultiplier must not be 0".to_owned());
+    };
+    let timers = bellrock_bfd::Timers {
+        transmit: milliseconds(spec.transmit_interval),
+        receive: milliseconds(spec.receive_interval),
+        multiplier,
+    };
+    if let Err(error) = timers.validate() {
+        return invalid(change(None), error.to_string());
+    }
+    if spec.minimum_ttl == 0 {
+        return invalid(change(None), "minimumTtl must not be 0".to_owned());
+    }
+    Parsed::Change(change(Some(cluster::BfdProfile {
+        settings: bellrock_bfd::Settings {
+            timers,
+            role: if spec.passive_mode {
+                bellrock_bfd::Role::Passive
+            } else {
+                bellrock_bfd::Role::Active
+            },
+            enabled: true,
+        },
+        minimum_ttl: spec.minimum_ttl,
+        echo: spec.echo_mode,
+    })))
+}
+
+/// The BFDProfile of this name is gone, or cannot be used.
+pub fn no_bfd_profile(name: &str) -> Option<Change> {
+    Some(Change::BfdProfile(name.to_owned(), None))
+}
+
 /// A BGPPeer. One that asks for what this release does not do is refused: a
-/// session without BFD is not what was asked for.
+/// session in another VRF is not what was asked for.
 pub fn bgp_peer(object: &BGPPeer) -> Parsed {
     let change = |peer| Change::Peer(object.name_any(), peer);
     match parse_peer(object) {
@@ -193,7 +234,6 @@ fn parse_peer(object: &BGPPeer) -> Result<cluster::Peer, String> {
     let spec = &object.spec;
     let asked_for = [
         ("interface", spec.interface.is_some()),
-        ("bfdProfile", spec.bfd_profile.is_some()),
         ("vrf", spec.vrf.is_some()),
     ];
     if let Some((field, _)) = asked_for.iter().find(|(_, asked)| *asked) {
@@ -254,6 +294,7 @@ fn parse_peer(object: &BGPPeer) -> Result<cluster::Peer, String> {
             }
         },
         graceful_restart: spec.enable_graceful_restart,
+        bfd_profile: spec.bfd_profile.clone(),
     })
 }
 
@@ -308,6 +349,7 @@ pub fn gone(change: Change) -> Change {
         Change::L2Advertisement(name, _) => Change::L2Advertisement(name, None),
         Change::BgpAdvertisement(name, _) => Change::BgpAdvertisement(name, None),
         Change::Peer(name, _) => Change::Peer(name, None),
+        Change::BfdProfile(name, _) => Change::BfdProfile(name, None),
         Change::Community(name, _) => Change::Community(name, None),
         Change::Password(name, _) => Change::Password(name, Err("it is gone".to_owned())),
     }
@@ -337,6 +379,7 @@ pub fn identity(change: &Change) -> Identity {
         | Change::L2Advertisement(name, _)
         | Change::BgpAdvertisement(name, _)
         | Change::Peer(name, _)
+        | Change::BfdProfile(name, _)
         | Change::Community(name, _)
         | Change::Password(name, _) => Identity::Name(name.clone()),
     }

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, watch as channel};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::apply::bfd::Bfd;
 use crate::apply::bgp::Bgp;
 use crate::apply::forward::Forwarding;
 use crate::apply::l2::L2;
@@ -71,6 +72,7 @@ pub struct Core {
     waiting: BTreeSet<Kind>,
     edges: Edges,
     bgp: Bgp,
+    bfd: Bfd,
     health_checks: HealthChecks,
     /// What may keep traffic from arriving.
     warnings: Vec<(NodeReason, String)>,
@@ -98,6 +100,7 @@ impl Core {
             settings,
             waiting: Kind::ALL.into_iter().collect(),
             bgp: Bgp::at(&edges.bgp_listen),
+            bfd: Bfd::default(),
             health_checks: HealthChecks::default(),
             warnings: Vec::new(),
             touched: looks::Touched::default(),
@@ -144,6 +147,14 @@ impl Core {
                     self.stale = true;
                     continue;
                 }
+                event = self.bfd.event() => {
+                    let Some((peer, change)) = event else {
+                        bail!("the thread that watches peers by BFD has ended");
+                    };
+                    self.bfd.obey(&self.bgp, &peer, change).await;
+                    self.stale = true;
+                    continue;
+                }
                 _ = tick.tick() => {
                     ticks = ticks.wrapping_add(1);
                     self.tick(ticks).await?;
@@ -170,7 +181,10 @@ impl Core {
             None => false,
         };
         let leaving = ends || self.leaves();
+        // Peers that keep our routes over a restart must have been told of the
+        // restart when BFD goes: to some, any end of it is a failure.
         self.bgp.stop(leaving).await;
+        self.bfd.stop().await;
         let l2 = self.edges.l2;
         let shutdown = tokio::task::spawn_blocking(move || l2.shutdown(SHUTDOWN));
         if let Err(error) = shutdown.await {
@@ -219,7 +233,7 @@ impl Core {
             // The first sessions start with all their routes: a peer that kept
             // those of the last speaker drops what End-of-RIB finds missing.
             if self.turn.adopted() {
-                self.bgp.set_peers(self.turn.cluster(), &self.me).await;
+                self.set_peers().await;
             }
         }
         let leaving = self.leaves();
@@ -269,9 +283,21 @@ impl Core {
             if !self.forwards() || report.elements_added < report.programmed {
                 self.bgp.set_resumed();
             }
-            self.bgp.set_peers(self.turn.cluster(), &self.me).await;
+            self.set_peers().await;
         }
         Ok(())
+    }
+
+    /// BGP sessions, and BFD sessions beside them.
+    async fn set_peers(&mut self) {
+        let cluster = self.turn.cluster();
+        self.bgp.set_peers(cluster, &self.me).await;
+        self.watch_peers().await;
+    }
+
+    async fn watch_peers(&mut self) {
+        let (cluster, routes) = (self.turn.cluster(), &self.edges.routes);
+        self.bfd.follow(cluster, &self.me, &self.bgp, routes).await;
     }
 
     /// Nothing, if the kernel did not take it.
@@ -365,6 +391,17 @@ impl Core {
         )
     }
 
+    /// Peers that are not as they were asked for, and why.
+    fn unusable_peers(&self) -> BTreeMap<String, String> {
+        let mut all = self.bgp.refused();
+        for (peer, problem) in self.bfd.problems() {
+            all.entry(peer.clone())
+                .and_modify(|known| *known = format!("{known}; {problem}"))
+                .or_insert_with(|| problem.clone());
+        }
+        all
+    }
+
     async fn show(&mut self) {
         let handle = Arc::clone(self.edges.l2.handle());
         // The driver answers between two frames; no runtime thread waits.
@@ -382,9 +419,10 @@ impl Core {
                 .collect(),
             refused: self.turn.refused().clone(),
             invalid: self.invalid.clone(),
-            unusable_peers: self.bgp.refused(),
+            unusable_peers: self.unusable_peers(),
             verdicts: self.turn.verdicts(),
             sessions: self.bgp.status(),
+            bfd: self.bfd.show().await,
             hints: self.hints.clone(),
             segment: segment.unwrap_or_default(),
         };

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use bellrock_api::{
-    BGPAdvertisement, BGPPeer, Community, IPAddressPool, L2Advertisement, VirtualIP,
+    BFDProfile, BGPAdvertisement, BGPPeer, Community, IPAddressPool, L2Advertisement, VirtualIP,
 };
 use bellrock_forward::Forwarder;
 use ipnet::IpNet;
@@ -312,6 +312,14 @@ fn watch(
     );
     let peers = of(ApiResource::erase::<BGPPeer>(&()));
     ours!(BgpPeer, BGPPeer, peers, convert::bgp_peer, convert::no_peer);
+    let profiles = of(ApiResource::erase::<BFDProfile>(&()));
+    ours!(
+        BfdProfile,
+        BFDProfile,
+        profiles,
+        convert::bfd_profile,
+        convert::no_bfd_profile
+    );
     let communities = of(ApiResource::erase::<Community>(&()));
     ours!(
         Community,

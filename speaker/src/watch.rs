@@ -32,6 +32,8 @@ pub enum Kind {
     BgpAdvertisement,
     /// BGPPeer.
     BgpPeer,
+    /// BFDProfile.
+    BfdProfile,
     /// Community.
     Community,
     /// Secrets that BGPPeers name. Not watched: each is read by its name.
@@ -40,7 +42,7 @@ pub enum Kind {
 
 impl Kind {
     /// All that are watched: the speaker acts once each has been listed.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Service,
         Self::EndpointSlice,
         Self::Node,
@@ -49,6 +51,7 @@ impl Kind {
         Self::L2Advertisement,
         Self::BgpAdvertisement,
         Self::BgpPeer,
+        Self::BfdProfile,
         Self::Community,
     ];
 }
@@ -63,6 +66,7 @@ impl Kind {
             Self::L2Advertisement => Some("L2Advertisement"),
             Self::BgpAdvertisement => Some("BGPAdvertisement"),
             Self::BgpPeer => Some("BGPPeer"),
+            Self::BfdProfile => Some("BFDProfile"),
             Self::Community => Some("Community"),
         }
     }

@@ -240,6 +240,11 @@ impl Driver {
         while let Some(output) = self.engine.poll_output() {
             match output {
                 Output::Send(id, packet) => {
+                    // Another process of this node may hold the port, and the
+                    // session: to begin another would end that.
+                    if self.is_deaf(id) {
+                        continue;
+                    }
                     let Some(link) = self.links.get_mut(&id) else {
                         continue;
                     };
@@ -263,6 +268,15 @@ impl Driver {
                 }
             }
         }
+    }
+
+    /// Whether a session's packets cannot be heard.
+    fn is_deaf(&self, id: SessionId) -> bool {
+        let Some(link) = self.links.get(&id) else {
+            return false;
+        };
+        let key = (Port::of(link.path.hops), link.path.peer.is_ipv4());
+        matches!(self.receivers.get(&key), Some(Err(_)))
     }
 
     fn snapshot(&self) -> Snapshot {

@@ -84,6 +84,11 @@ impl Notification {
         Self::new(6, 7)
     }
 
+    /// Cease, BFD Down (RFC 9384).
+    pub fn bfd_down() -> Self {
+        Self::new(6, 10)
+    }
+
     /// Cease, Hard Reset (RFC 8538 section 3.1): the same reason, but routes
     /// are not kept for a graceful restart.
     pub fn hard(&self) -> Self {

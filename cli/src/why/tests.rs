@@ -134,11 +134,11 @@ fn what_is_not_there_is_said_so() {
 
 #[test]
 fn a_peer_that_asks_for_more_than_this_release_does_is_noted() {
-    let profile = DUMP.replace("peerASN: 64513", "peerASN: 64513\n      bfdProfile: fast");
-    let explanation = ask(&profile, "svc/web");
+    let vrf = DUMP.replace("peerASN: 64513", "peerASN: 64513\n      vrf: red");
+    let explanation = ask(&vrf, "svc/web");
     assert_eq!(
         explanation.notes,
-        ["refused by the speakers: BGPPeer tor: bfdProfile is not supported by this release"]
+        ["refused by the speakers: BGPPeer tor: vrf is not supported by this release"]
     );
     assert_eq!(reasons(&explanation)[0].2, "NoPeer");
 }

@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bellrock_bgp::message::Family;
-use bellrock_bgp::{Attributes, Listener, Peer, PeerConfig, PeerStatus, Restart, StopReason};
+use bellrock_bgp::{
+    Attributes, Listener, Peer, PeerConfig, PeerStatus, Restart, State, StopReason,
+};
 use bellrock_forward::ServiceKey;
 use ipnet::IpNet;
 
@@ -150,6 +152,20 @@ impl Bgp {
         for session in self.sessions.values() {
             session.peer.drain(DRAIN).await;
         }
+    }
+
+    /// BFD says that the path to a peer has failed.
+    pub async fn bfd_down(&self, peer: &str) {
+        if let Some(session) = self.sessions.get(peer) {
+            session.peer.bfd_down().await;
+        }
+    }
+
+    /// Since when the session with this peer is up.
+    pub fn established(&self, peer: &str) -> Option<SystemTime> {
+        let status = self.sessions.get(peer)?.peer.status();
+        let status = status.borrow();
+        (status.state == State::Established).then_some(status.since)
     }
 
     fn routes(&self, peer: &str) -> BTreeMap<IpNet, Attributes> {

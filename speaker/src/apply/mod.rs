@@ -1,7 +1,8 @@
-//! From plans to the node: forwarding, the segment, BGP peers.
+//! From plans to the node: forwarding, the segment, BGP peers and what watches them.
 //!
-//! Each of the three holds what was last applied and sends only what differs.
+//! Each holds what was last applied and sends only what differs.
 
+pub mod bfd;
 pub mod bgp;
 pub mod forward;
 pub mod l2;

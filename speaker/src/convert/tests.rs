@@ -65,7 +65,7 @@ fn distance_and_role_are_those_of_the_session() {
 
 #[test]
 fn what_this_release_does_not_do_is_refused_by_name() {
-    for (field, value) in [("bfdProfile", json!("fast")), ("vrf", json!("red"))] {
+    for (field, value) in [("interface", json!("eth0")), ("vrf", json!("red"))] {
         let message = peer(&json!({ field: value })).unwrap_err();
         assert_eq!(message, format!("{field} is not supported by this release"));
     }

@@ -28,6 +28,7 @@ impl Core {
     pub(super) async fn tick(&mut self, ticks: u32) -> Result<()> {
         self.edges.forwarding.check_alive()?;
         self.bgp.listen();
+        self.watch_peers().await;
         self.look_for_another();
         if self.turn.adopted() && (self.forwards() || ticks.is_multiple_of(LOOK)) {
             self.check_table().await;

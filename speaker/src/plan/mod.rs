@@ -5,6 +5,7 @@
 //! `bellrock why` runs the same functions for every node, on a live cluster
 //! or on a dump of one.
 
+pub mod bfd;
 mod bgp;
 mod endpoints;
 mod health;

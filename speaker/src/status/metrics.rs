@@ -78,6 +78,7 @@ impl View {
         registry.register("addresses", "Addresses by protocol and reason", addresses);
 
         self.register_sessions(&mut registry);
+        self.register_bfd(&mut registry);
 
         let frames = Family::<Labels, Counter>::default();
         for (name, count) in &self.segment.counters {
@@ -155,6 +156,50 @@ impl View {
         );
     }
 
+    fn register_bfd(&self, registry: &mut Registry) {
+        let up = Family::<Labels, Gauge>::default();
+        let downs = Family::<Labels, Counter>::default();
+        let packets = Family::<Labels, Counter>::default();
+        for (peer, (_, status)) in &self.bfd.sessions {
+            let peer = ("peer".to_owned(), peer.clone());
+            let labels = vec![peer.clone()];
+            up.get_or_create(&labels)
+                .set(i64::from(status.state == bellrock_bfd::State::Up));
+            downs.get_or_create(&labels).inc_by(status.counters.downs);
+            let counts = [
+                ("sent", status.counters.sent),
+                ("received", status.counters.received),
+            ];
+            for (direction, count) in counts {
+                let labels = vec![peer.clone(), ("direction".to_owned(), direction.to_owned())];
+                packets.get_or_create(&labels).inc_by(count);
+            }
+        }
+        registry.register("bfd_session_up", "1 while the BFD session is Up", up);
+        registry.register("bfd_downs", "How often the BFD session went down", downs);
+        registry.register("bfd_packets", "BFD control packets, by direction", packets);
+        let Some(driver) = &self.bfd.driver else {
+            return;
+        };
+        let discards = Family::<Labels, Counter>::default();
+        for (reason, count) in &driver.discards {
+            let labels = vec![("reason".to_owned(), reason.as_str().to_owned())];
+            discards.get_or_create(&labels).inc_by(*count);
+        }
+        registry.register(
+            "bfd_discards",
+            "BFD datagrams that were discarded, by reason",
+            discards,
+        );
+        let real_time = Gauge::<i64>::default();
+        real_time.set(i64::from(driver.no_real_time.is_none()));
+        registry.register(
+            "bfd_real_time",
+            "1 if BFD has real-time priority; else it may be late on a busy node",
+            real_time,
+        );
+    }
+
     /// A gauge for each session.
     fn of_sessions(&self, value: impl Fn(&PeerStatus) -> i64) -> Family<Labels, Gauge> {
         let gauges = Family::<Labels, Gauge>::default();
@@ -220,6 +265,25 @@ mod tests {
             name: "web".to_owned(),
         };
         view.verdicts.push((service, verdict));
+        let mut engine = bellrock_bfd::Engine::new(|| 1);
+        let (id, start) = (
+            bellrock_bfd::SessionId::new(1),
+            bellrock_bfd::Instant::from_start(std::time::Duration::ZERO),
+        );
+        engine.add(
+            id,
+            bellrock_bfd::Path::single(peer),
+            None,
+            bellrock_bfd::Settings::default(),
+            start,
+        );
+        let watched = engine.status(start).remove(&id).unwrap();
+        let watched = (SystemTime::UNIX_EPOCH, watched);
+        view.bfd.sessions.insert("tor1".to_owned(), watched);
+        view.bfd.driver = Some(bellrock_bfd::Snapshot {
+            discards: [(bellrock_bfd::Discard::HopLimit, 6)].into(),
+            ..bellrock_bfd::Snapshot::default()
+        });
         view.segment.counters.insert("arp_reply".to_owned(), 5);
         view
     }
@@ -235,6 +299,10 @@ mod tests {
             r#"bellrock_speaker_bgp_messages_total{peer="tor1",direction="sent",type="update"} 3"#,
             r#"bellrock_speaker_bgp_messages_total{peer="tor1",direction="received",type="open"} 0"#,
             r#"bellrock_speaker_bgp_malformed_updates_total{peer="tor1"} 4"#,
+            r#"bellrock_speaker_bfd_session_up{peer="tor1"} 0"#,
+            r#"bellrock_speaker_bfd_packets_total{peer="tor1",direction="received"} 0"#,
+            r#"bellrock_speaker_bfd_discards_total{reason="hop_limit"} 6"#,
+            r#"bellrock_speaker_bfd_real_time 1"#,
             r#"bellrock_speaker_l2_frames_total{kind="arp_reply"} 5"#,
             r#"bellrock_speaker_addresses{protocol="bgp",reason="NoEndpoint"} 1"#,
         ] {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use bellrock_api::NodeReason;
 use bellrock_api::reason::AnnouncementReason as Reason;
@@ -40,6 +41,8 @@ pub struct View {
     pub verdicts: Vec<(ServiceKey, Verdict)>,
     /// BGP sessions by peer name.
     pub sessions: BTreeMap<String, (IpAddr, PeerStatus)>,
+    /// BFD sessions with BGP peers.
+    pub bfd: crate::apply::bfd::Shown,
     /// What the routing table says about sessions that are not up.
     pub hints: BTreeMap<String, &'static str>,
     /// The segment.
@@ -246,8 +249,28 @@ impl View {
                 since: time(status.since),
                 last_error: self.last_error(peer, status).as_deref().map(bounded),
                 prefixes: count(status.prefixes_sent),
+                bfd: self.bfd(peer),
             })
             .collect()
+    }
+
+    fn bfd(&self, peer: &str) -> Option<api::BfdStatus> {
+        let (since, status) = self.bfd.sessions.get(peer)?;
+        let milliseconds = |time: Duration| u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        Some(api::BfdStatus {
+            state: match status.state {
+                bellrock_bfd::State::AdminDown => api::BfdState::AdminDown,
+                bellrock_bfd::State::Down => api::BfdState::Down,
+                bellrock_bfd::State::Init => api::BfdState::Init,
+                bellrock_bfd::State::Up => api::BfdState::Up,
+            },
+            since: time(*since),
+            transmit_interval: status.intervals.transmit.map(milliseconds),
+            detection_time: status.intervals.detection.map(milliseconds),
+            downs: u32::try_from(status.counters.downs).unwrap_or(u32::MAX),
+            last_down: status.last_down.map(|reason| reason.to_string()),
+            error: status.error.as_deref().map(bounded),
+        })
     }
 
     /// Why the session is not up, or was not the last time.
