@@ -73,12 +73,17 @@ image-check: image ## builds the image once more in another folder: the digests 
 	@image/check
 
 .PHONY: bench
-bench: bench-path bench-bgp bench-flood bench-forward bench-ipam ## all benchmarks
+bench: bench-path bench-bgp bench-bfd bench-flood bench-forward bench-ipam ## all benchmarks
 
 .PHONY: bench-bgp
 bench-bgp: lab-tools ## BGP beside BIRD and FRR: packing, 100,000 routes, one change to the kernel, memory
 	@$(CARGO) build --release --locked --quiet -p bellrock-bgp --examples
 	@target/release/examples/bench
+
+.PHONY: bench-bfd
+bench-bfd: lab-tools ## BFD beside FRR and BIRD: failed links to routes, busy cores, a restart
+	@$(CARGO) build --release --locked --quiet -p bellrock-speaker --example bench-bfd
+	@target/release/examples/bench-bfd
 
 .PHONY: bench-flood
 bench-flood: lab-tools ## a flood of 50,000 ARP requests a second: who is answered, memory, takeover

@@ -174,10 +174,15 @@ impl Lab {
         use std::io::Write;
         let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/bellrock");
         let home = self.dir().join("helm");
+        let version = self.kubectl_json(&["version", "-o", "json"])?;
+        let version = version["serverVersion"]["gitVersion"].as_str();
+        let version = version.context("the API server's version")?;
         let mut child = Command::new(parts::path(Part::Helm)?)
             .args(["template", "bellrock"])
             .arg(chart)
             .args(["--namespace", NAMESPACE, "--include-crds", "--values", "-"])
+            // Helm asks the server for it when it installs.
+            .args(["--kube-version", version])
             // The chart looks for what an earlier installation made.
             .arg("--dry-run=server")
             .env("KUBECONFIG", self.kubeconfig())
