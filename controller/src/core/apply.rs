@@ -364,6 +364,12 @@ impl Core {
 
     pub(super) fn release(&mut self, ip: IpAddr, key: &ServiceKey) {
         self.allocator.release(ip, key, self.now);
+        let at_rest = self.vips.get(&ip).and_then(VipView::at_rest).cloned();
+        if let Some(Release { at, by }) = at_rest {
+            // What was decided of it is given up: its rest goes on, or is over.
+            self.allocator.lay_to_rest(ip, at, by, self.now);
+            self.queue.push(Work::Vip(ip));
+        }
         self.tell_awaiting(ip, key);
         let service = self.services.get(key);
         if service.is_some_and(|service| service.is_held() && !self.is_ours(service)) {
