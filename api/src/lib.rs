@@ -54,7 +54,8 @@ pub use speaker_status::{
     SpeakerStatusSpec, SpeakerStatusStatus,
 };
 pub use virtual_ip::{
-    Claim, L2Placement, PortClaim, Protocol, VirtualIP, VirtualIPSpec, VirtualIPStatus,
+    Claim, L2Placement, MAX_CLAIMS, MAX_PORTS, MAX_SELECTOR, MAX_SHARING_KEY, PortClaim, Protocol,
+    TrafficPolicy, VirtualIP, VirtualIPSpec, VirtualIPStatus,
 };
 
 /// The API group of every kind of ours.

@@ -84,6 +84,7 @@ reasons! {
         SharingConflict: "The address is shared under another key, on the same port, or with another externalTrafficPolicy; use another key, port or address.",
         FamilyUnavailable: "No pool has a free address of an IP family that the Service requires; add addresses of that family or relax ipFamilyPolicy.",
         FamilyMismatch: "The requested address is of an IP family that the Service does not have; correct the request or the Service's ipFamilies.",
+        RequestTooLarge: "The Service's sharing key, ports or selector are more than a VirtualIP can record; the message says which, and how many there may be.",
         NoClusterIP: "The Service has no cluster IP, so its IP families are not known yet; headless Services cannot have an external address.",
         NotLoadBalancer: "The Service is not of type LoadBalancer; it needs no external address.",
     }

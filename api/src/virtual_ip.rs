@@ -5,6 +5,7 @@
     reason = "KubeSchema derives a public copy of the struct inside a function"
 )]
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -14,6 +15,18 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::address::{self, AddressError};
+
+/// Claims of one VirtualIP, at most.
+pub const MAX_CLAIMS: usize = 256;
+
+/// Ports of one claim, at most.
+pub const MAX_PORTS: usize = 1024;
+
+/// Characters of a sharing key, at most.
+pub const MAX_SHARING_KEY: usize = 253;
+
+/// Labels of a claim's selector, at most.
+pub const MAX_SELECTOR: usize = 64;
 
 /// An allocated address, written by the controller (or by a user, to reserve it).
 ///
@@ -67,7 +80,7 @@ pub struct VirtualIPSpec {
 
     /// The Services that hold the address; more than one share it. None: the address is reserved.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["namespace", "name"]))]
+    #[schemars(length(max = MAX_CLAIMS), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["namespace", "name"]))]
     pub claims: Vec<Claim>,
 
     /// Where the address should live on the local segment. Absent: it is not announced there.
@@ -95,13 +108,35 @@ pub struct Claim {
 
     /// Ports that the Service uses on the address.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1024), extend("x-kubernetes-list-type" = "atomic"))]
+    #[schemars(length(max = MAX_PORTS), extend("x-kubernetes-list-type" = "atomic"))]
     pub ports: Vec<PortClaim>,
 
     /// Services may share the address only under the same key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
+    #[schemars(length(max = MAX_SHARING_KEY))]
     pub sharing_key: Option<String>,
+
+    /// The Service's `externalTrafficPolicy`, on which those who share must agree. Absent on claims
+    /// without a sharing key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_traffic_policy: Option<TrafficPolicy>,
+
+    /// The Service's `selector`, on which those who share must agree where the policy is `Local`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend(
+        "maxProperties" = MAX_SELECTOR,
+        "additionalProperties" = { "type": "string", "maxLength": 63 }
+    ))]
+    pub selector: BTreeMap<String, String>,
+}
+
+/// Which nodes pass on what arrives for an address: `externalTrafficPolicy` of a Service.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrafficPolicy {
+    /// Any node.
+    Cluster,
+    /// Those with a pod of the Service.
+    Local,
 }
 
 /// A port of an address.

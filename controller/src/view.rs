@@ -9,11 +9,14 @@ use bellrock_api::annotations::{
     LOAD_BALANCER_IPS, NODE_NETWORK_UNAVAILABLE, SHARING_KEY, TAINT_OUT_OF_SERVICE,
     TAINT_TO_BE_DELETED,
 };
-use bellrock_api::{AddressRange, L2AdvertisementSpec, Protocol, VirtualIPSpec, address};
+use bellrock_api::{
+    AddressRange, Claim as VipClaim, L2AdvertisementSpec, MAX_PORTS, MAX_SELECTOR, MAX_SHARING_KEY,
+    PortClaim, Protocol, TrafficPolicy, VirtualIPSpec, address,
+};
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Node, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 
-use crate::ipam::{Backend, Claim, Family, Refusal, ServiceKey};
+use crate::ipam::{Backend, Claim, Family, Oversize, Refusal, ServiceKey};
 
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
@@ -104,7 +107,7 @@ impl ServiceView {
             Some(_) | None => Backend::Cluster,
         };
         let ports = spec.ports.unwrap_or_default();
-        let claim = Claim {
+        let mut claim = Claim {
             ports: ports
                 .iter()
                 .filter_map(|p| {
@@ -115,6 +118,7 @@ impl ServiceView {
             sharing_key: annotation(SHARING_KEY).map(str::to_owned),
             backend,
         };
+        let oversize = cut_to_size(&mut claim);
         let view = Self {
             version: Version::of(meta),
             created: meta
@@ -126,10 +130,13 @@ impl ServiceView {
             labels: meta.labels.clone().unwrap_or_default(),
             families,
             require_both: spec.ip_family_policy.as_deref() == Some("RequireDualStack"),
-            addresses: requested(
-                annotation(LOAD_BALANCER_IPS),
-                spec.load_balancer_ip.as_deref(),
-            ),
+            addresses: match oversize {
+                Some(refusal) => Err(refusal),
+                None => requested(
+                    annotation(LOAD_BALANCER_IPS),
+                    spec.load_balancer_ip.as_deref(),
+                ),
+            },
             pools: annotation(ADDRESS_POOL).map(split).unwrap_or_default(),
             claim,
             ingress: kept(status.load_balancer.and_then(|lb| lb.ingress)),
@@ -216,6 +223,68 @@ fn split(text: &str) -> Vec<String> {
         .filter(|part| !part.is_empty())
         .map(str::to_owned)
         .collect()
+}
+
+/// Makes of `claim` what a VirtualIP can record, and says what was too much. Then it cannot be
+/// known who may share an address with it: nobody does.
+fn cut_to_size(claim: &mut Claim) -> Option<Refusal> {
+    let key = claim.sharing_key.as_ref().map_or(0, |k| k.chars().count());
+    let labels = match (&claim.backend, &claim.sharing_key) {
+        (Backend::Local(selector), Some(_)) => selector.len(),
+        (Backend::Local(_) | Backend::Cluster | Backend::Unknown, _) => 0,
+    };
+    let found = [
+        (Oversize::SharingKey, key, MAX_SHARING_KEY),
+        (Oversize::Ports, claim.ports.len(), MAX_PORTS),
+        (Oversize::Selector, labels, MAX_SELECTOR),
+    ];
+    let (what, found, _) = found.into_iter().find(|(_, found, max)| found > max)?;
+    claim.sharing_key = None;
+    while claim.ports.len() > MAX_PORTS {
+        claim.ports.pop_last();
+    }
+    Some(Refusal::TooLarge { what, found })
+}
+
+/// The terms on which a Service holds an address, as its claim records them. What it does not record is
+/// as the Service has it now.
+#[must_use]
+pub fn recorded_terms(claim: &VipClaim, now: &Backend) -> Claim {
+    Claim {
+        ports: claim.ports.iter().map(|p| (p.protocol, p.port)).collect(),
+        sharing_key: claim.sharing_key.clone(),
+        backend: match claim.external_traffic_policy {
+            Some(TrafficPolicy::Cluster) => Backend::Cluster,
+            Some(TrafficPolicy::Local) => Backend::Local(claim.selector.clone()),
+            None => now.clone(),
+        },
+    }
+}
+
+/// A claim as the VirtualIP records it. Of who shares nothing, nobody needs to know the policy.
+#[must_use]
+pub fn vip_claim(key: &ServiceKey, uid: &str, terms: &Claim) -> VipClaim {
+    let (policy, selector) = match &terms.backend {
+        Backend::Cluster => (Some(TrafficPolicy::Cluster), BTreeMap::new()),
+        Backend::Local(selector) => (Some(TrafficPolicy::Local), selector.clone()),
+        Backend::Unknown => (None, BTreeMap::new()),
+    };
+    let (policy, selector) = match terms.sharing_key {
+        Some(_) => (policy, selector),
+        None => (None, BTreeMap::new()),
+    };
+    let ports = terms.ports.iter();
+    VipClaim {
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+        uid: (!uid.is_empty()).then(|| uid.to_owned()),
+        ports: ports
+            .map(|&(protocol, port)| PortClaim { protocol, port })
+            .collect(),
+        sharing_key: terms.sharing_key.clone(),
+        external_traffic_policy: policy,
+        selector,
+    }
 }
 
 /// The addresses that a Service asks for, by annotation or by the deprecated field.
@@ -349,15 +418,6 @@ impl NodeView {
 pub struct AdvertisementView {
     /// What it says.
     pub spec: L2AdvertisementSpec,
-}
-
-/// The ports of a claim as the VirtualIP writes them.
-#[must_use]
-pub fn port_claims(ports: &BTreeSet<(Protocol, u16)>) -> Vec<bellrock_api::PortClaim> {
-    ports
-        .iter()
-        .map(|&(protocol, port)| bellrock_api::PortClaim { protocol, port })
-        .collect()
 }
 
 #[cfg(test)]

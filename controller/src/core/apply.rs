@@ -8,7 +8,7 @@ use bellrock_api::{Claim as VipClaim, L2Placement, parse_virtual_ip_name};
 use super::{Change, Core, Kind, Work};
 use crate::ipam::{Claim, Family, ServiceKey, may_share};
 use crate::placement::Choice;
-use crate::view::{Labels, NodeView, Release, ServiceView, Version, VipView};
+use crate::view::{Labels, NodeView, Release, ServiceView, Version, VipView, recorded_terms};
 
 impl Core {
     /// Takes in what the cluster says.
@@ -125,6 +125,13 @@ impl Core {
             .services
             .get(&key)
             .is_some_and(|present| view.same_but_version(present));
+        if self
+            .services
+            .get(&key)
+            .is_some_and(|present| present.labels != view.labels)
+        {
+            self.labels_changed(&key);
+        }
         if view.is_load_balancer || view.condition().is_some() || view.is_held() {
             self.services.insert(key.clone(), view);
         } else if self.services.remove(&key).is_none() {
@@ -133,6 +140,15 @@ impl Core {
         }
         if !quiet {
             self.queue.push(Work::Service(key));
+        }
+    }
+
+    /// An advertisement that selects Services may select this one now, or no more.
+    fn labels_changed(&mut self, key: &ServiceKey) {
+        if self.is_selective() {
+            for ip in self.allocator.held_by(key) {
+                self.queue.push(Work::Vip(ip));
+            }
         }
     }
 
@@ -310,11 +326,17 @@ impl Core {
             .collect();
         order.sort();
         self.queue.clear_services();
-        // First who holds something already: it is theirs before anybody new gets an address.
-        let (holders, others): (Vec<_>, Vec<_>) = order
-            .into_iter()
-            .partition(|(_, key)| self.allocator.held_by(key).next().is_some());
-        for (_, key) in holders.into_iter().chain(others) {
+        // First who holds something already, then who shows an address whose record is lost, or was
+        // another provider's: it is theirs before anybody new gets one.
+        order.sort_by_key(|(_, key)| {
+            let holds = self.allocator.held_by(key).next().is_some();
+            let shows = self
+                .services
+                .get(key)
+                .is_some_and(|s| !s.ingress.is_empty());
+            (!holds, !shows)
+        });
+        for (_, key) in order {
             self.queue.push(Work::Service(key));
         }
         let orphans: Vec<ServiceKey> = self
@@ -505,15 +527,7 @@ impl Core {
     /// is kept a place.
     fn claim_of(&self, key: &ServiceKey, recorded: &VipClaim) -> Claim {
         match self.ours(key) {
-            Some(service) => Claim {
-                ports: recorded
-                    .ports
-                    .iter()
-                    .map(|p| (p.protocol, p.port))
-                    .collect(),
-                sharing_key: recorded.sharing_key.clone(),
-                backend: service.claim.backend.clone(),
-            },
+            Some(service) => recorded_terms(recorded, &service.claim.backend),
             None => Claim::default(),
         }
     }

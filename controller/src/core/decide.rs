@@ -11,7 +11,7 @@ use k8s_openapi::api::core::v1::LoadBalancerIngress;
 
 use super::{Core, OurCondition, Refused, StatusPatch, Write};
 use crate::ipam::{Backend, Claim, Family, Refusal, Request, ServiceKey, Settlement};
-use crate::view::{Release, ServiceView, VipView, port_claims};
+use crate::view::{Release, ServiceView, VipView, vip_claim};
 
 impl Core {
     /// Decides for a Service, enters the decision into the book, and returns the writes.
@@ -20,11 +20,19 @@ impl Core {
             Some(service) => {
                 // The view is put back below: it is taken out to be read beside the changing book.
                 let service = service.clone();
-                if service.is_held() != self.settings.cleanup_finalizer && !service.leaving {
-                    // Before anything is given (KEP-980), and alone: it makes a new version.
-                    return vec![finalize(key, &service, self.settings.cleanup_finalizer)];
+                let wanted = self.settings.cleanup_finalizer;
+                let amiss = service.is_held() != wanted && !service.leaving;
+                // Always alone: it makes a new version. Before anything is given (KEP-980), ...
+                if amiss && wanted {
+                    return vec![finalize(key, &service, true)];
                 }
-                self.decide_ours(key, &service)
+                let mut writes = self.decide_ours(key, &service);
+                // ... and no more once it is switched off, if nothing else is to do: the right to
+                // may have gone with it.
+                if amiss && writes.is_empty() {
+                    writes.push(finalize(key, &service, false));
+                }
+                writes
             }
             None => self.decide_not_ours(key),
         }
@@ -359,16 +367,6 @@ fn others(service: &ServiceView) -> Vec<k8s_openapi::apimachinery::pkg::apis::me
         .filter(|c| !ours(&c.type_))
         .cloned()
         .collect()
-}
-
-fn vip_claim(key: &ServiceKey, uid: &str, terms: &Claim) -> VipClaim {
-    VipClaim {
-        namespace: key.namespace.clone(),
-        name: key.name.clone(),
-        uid: (!uid.is_empty()).then(|| uid.to_owned()),
-        ports: port_claims(&terms.ports),
-        sharing_key: terms.sharing_key.clone(),
-    }
 }
 
 /// Whether the request is met, the reason, and the message: what it has, and what it has not.

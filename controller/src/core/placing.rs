@@ -78,11 +78,7 @@ impl Core {
         pool: Option<&str>,
         claims: &[VipClaim],
     ) -> Option<L2Placement> {
-        let selective = self
-            .advertisements
-            .values()
-            .any(|ad| !ad.spec.service_selectors.is_empty());
-        let chosen = if selective {
+        let chosen = if self.is_selective() {
             let candidates = self.candidates(pool, claims);
             self.placement.place(ip, &candidates)
         } else {
@@ -102,6 +98,12 @@ impl Core {
             node: choice.node.clone(),
             successors: choice.successors.clone(),
         })
+    }
+
+    /// Whether the labels of Services decide who announces.
+    pub(super) fn is_selective(&self) -> bool {
+        let mut ads = self.advertisements.values();
+        ads.any(|ad| !ad.spec.service_selectors.is_empty())
     }
 
     /// The nodes that an L2Advertisement lets announce an address of `pool` for one of `claims`.

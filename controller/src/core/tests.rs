@@ -14,3 +14,4 @@ mod reasons;
 mod records;
 mod requests;
 mod runner;
+mod sharing;

@@ -74,6 +74,22 @@ pub struct Claim {
     pub backend: Backend,
 }
 
+impl Claim {
+    /// Ports and labels: what a VirtualIP has to record of it.
+    #[must_use]
+    pub fn terms(&self) -> usize {
+        let labels = match &self.backend {
+            Backend::Local(selector) => selector.len(),
+            Backend::Unknown | Backend::Cluster => 0,
+        };
+        self.ports.len() + labels
+    }
+}
+
+/// Terms of all Services that share an address, at most: more than a hundred thousand bytes below
+/// what etcd takes as one object.
+pub const MAX_TERMS: usize = 16_384;
+
 /// Why two Services cannot hold one address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Conflict {
@@ -87,6 +103,8 @@ pub enum Conflict {
     /// One is `Cluster` and the other `Local`, or both are `Local` with different selectors (or
     /// none).
     Policy,
+    /// As many as an address may have hold it already.
+    Full,
 }
 
 /// Whether the Services `a` and `b` may hold one address together.

@@ -26,9 +26,9 @@ mod small;
 mod tests;
 
 pub use book::{Allocator, Holding, Rest, Usage};
-pub use claim::{Backend, Claim, Conflict, PortKey, ServiceKey, ServiceName, may_share};
+pub use claim::{Backend, Claim, Conflict, MAX_TERMS, PortKey, ServiceKey, ServiceName, may_share};
 pub use interval::IntervalSet;
 pub use pool::{Asker, Family, NotServed, Pool, Scope};
-pub use refusal::{PassedOver, Refusal};
+pub use refusal::{Oversize, PassedOver, Refusal};
 pub use settle::{Pick, Request, Settlement};
 pub use small::{SmallMap, SmallSet};

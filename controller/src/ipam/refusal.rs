@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use bellrock_api::AllocationReason;
+use bellrock_api::{AllocationReason, MAX_PORTS, MAX_SELECTOR, MAX_SHARING_KEY};
 
 use super::claim::{Conflict, ServiceKey};
 use super::pool::{Family, NotServed};
@@ -34,6 +34,17 @@ impl fmt::Display for PassedOver {
             Self::Resting => "has only addresses that rest until their reuseDelay is over",
         })
     }
+}
+
+/// What is more than a VirtualIP can record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Oversize {
+    /// The sharing key, in characters.
+    SharingKey,
+    /// The ports.
+    Ports,
+    /// The selector, in labels.
+    Selector,
 }
 
 /// Why an address, or a family's address, was not allocated.
@@ -140,6 +151,13 @@ pub enum Refusal {
         /// What is wrong with it.
         error: String,
     },
+    /// A VirtualIP cannot record it.
+    TooLarge {
+        /// What.
+        what: Oversize,
+        /// How many it has.
+        found: usize,
+    },
     /// `RequireDualStack` and only one family: of the Service, or to be had.
     NeedsBothFamilies,
     /// The Service has no cluster address family (headless).
@@ -183,6 +201,7 @@ impl Refusal {
             Self::TwoRequests => AllocationReason::ConflictingRequest,
             Self::WrongFamily { .. } => AllocationReason::FamilyMismatch,
             Self::TwoOfAFamily { .. } | Self::Malformed { .. } => AllocationReason::AddressInvalid,
+            Self::TooLarge { .. } => AllocationReason::RequestTooLarge,
             Self::NeedsBothFamilies => AllocationReason::FamilyUnavailable,
             Self::NoFamily => AllocationReason::NoClusterIP,
         }
@@ -207,13 +226,40 @@ impl Refusal {
     }
 }
 
-/// The names joined by commas, or `none`.
+/// The first names joined by commas, or `none`.
 fn list<T: fmt::Display>(items: &[T]) -> String {
     if items.is_empty() {
         return "none".to_owned();
     }
-    let words: Vec<String> = items.iter().map(ToString::to_string).collect();
-    words.join(", ")
+    let words = items.iter().take(MAX_NAMED);
+    let words: Vec<String> = words.map(|item| shortened(&item.to_string())).collect();
+    match items.len() - words.len() {
+        0 => words.join(", "),
+        more => format!("{} and {more} more", words.join(", ")),
+    }
+}
+
+/// A user's words, as far as they help to find them again.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(MAX_QUOTED) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// Why pools were passed over. Where they are many, those come first that would serve the Service
+/// if they had an address.
+fn passed(pools: &[(String, PassedOver)]) -> Vec<&(String, PassedOver)> {
+    let mut all: Vec<_> = pools.iter().collect();
+    if all.len() > MAX_NAMED {
+        all.sort_by_key(|(_, why)| match why {
+            PassedOver::Full | PassedOver::Resting => 0,
+            PassedOver::NoFamily => 1,
+            PassedOver::NotServed(_) => 2,
+            PassedOver::NotAutomatic => 3,
+        });
+    }
+    all
 }
 
 impl fmt::Display for Refusal {
@@ -222,16 +268,17 @@ impl fmt::Display for Refusal {
             Self::NoPool => f.write_str("no IPAddressPool is in force: create one with addresses of your network, or correct those whose condition Accepted is False"),
             Self::UnknownPool { pool, known } => write!(
                 f,
-                "there is no pool {pool:?} (pools: {}): correct the {} annotation or create the pool",
+                "there is no pool {:?} (pools: {}): correct the {} annotation or create the pool",
+                shortened(pool),
                 list(known),
                 bellrock_api::annotations::ADDRESS_POOL
             ),
             Self::NoneFits { family, passed_over } => {
                 write!(f, "no pool has an {family} address for this service: ")?;
-                for (pool, why) in passed_over.iter().take(MAX_POOLS_NAMED) {
+                for (pool, why) in passed(passed_over).into_iter().take(MAX_NAMED) {
                     write!(f, "{pool} {why}; ")?;
                 }
-                let more = passed_over.len().saturating_sub(MAX_POOLS_NAMED);
+                let more = passed_over.len().saturating_sub(MAX_NAMED);
                 if more > 0 {
                     write!(f, "and {more} more pools; ")?;
                 }
@@ -283,6 +330,9 @@ impl fmt::Display for Refusal {
                     Conflict::Port((protocol, port)) => {
                         write!(f, ", which uses port {port}/{protocol} too: choose another port or address")
                     }
+                    Conflict::Full => f.write_str(
+                        " and others, as many services or ports as one address may have: use another sharing key or address",
+                    ),
                     Conflict::Policy => f.write_str(
                         ": services share an address only if all have externalTrafficPolicy Cluster, or all have Local and the same selector",
                     ),
@@ -297,7 +347,22 @@ impl fmt::Display for Refusal {
                 f,
                 "{first} and {second} are requested: ask for at most one address of each family"
             ),
-            Self::Malformed { field, error } => write!(f, "{field}: {error}"),
+            Self::Malformed { field, error } => write!(f, "{field}: {}", shortened(error)),
+            Self::TooLarge { what, found } => match what {
+                Oversize::SharingKey => write!(
+                    f,
+                    "the annotation {} has {found} characters: at most {MAX_SHARING_KEY} are recorded, shorten it",
+                    bellrock_api::annotations::SHARING_KEY
+                ),
+                Oversize::Ports => write!(
+                    f,
+                    "the service has {found} ports: at most {MAX_PORTS} are recorded of one, divide it into several services"
+                ),
+                Oversize::Selector => write!(
+                    f,
+                    "the service shares an address and its selector has {found} labels: at most {MAX_SELECTOR} are recorded, shorten it or share no address"
+                ),
+            },
             Self::NeedsBothFamilies => f.write_str(
                 "ipFamilyPolicy is RequireDualStack, but the service has one family only: change the policy, or give the service two families",
             ),
@@ -307,4 +372,7 @@ impl fmt::Display for Refusal {
 }
 
 /// Pools that a message names before it says "and N more".
-const MAX_POOLS_NAMED: usize = 8;
+const MAX_NAMED: usize = 8;
+
+/// Characters that a message quotes of a user's words.
+const MAX_QUOTED: usize = 200;

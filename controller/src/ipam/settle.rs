@@ -3,8 +3,10 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use bellrock_api::MAX_CLAIMS;
+
 use super::book::{Allocator, Found};
-use super::claim::{Backend, Claim, Conflict, ServiceKey, may_share};
+use super::claim::{Backend, Claim, Conflict, MAX_TERMS, ServiceKey, may_share};
 use super::pool::{Asker, Family, Pool};
 use super::refusal::{PassedOver, Refusal};
 
@@ -162,14 +164,25 @@ impl Allocator {
         };
         // Whoever is named on a VirtualIP may use it before the others that are named exist.
         let named = holding.claims.contains_key(request.service);
-        for (other, claim) in holding.claims.iter() {
+        let others = || {
+            let all = holding.claims.iter();
+            all.filter(|(other, _)| *other != request.service)
+        };
+        let mut terms = request.claim.terms();
+        for (other, claim) in others() {
+            terms += claim.terms();
             let absent = named && claim.backend == Backend::Unknown;
-            if other != request.service && !absent {
+            if !absent {
                 may_share((request.service, request.claim), (other, claim))
                     .map_err(|conflict| (other.clone(), conflict))?;
             }
         }
-        Ok(())
+        match others().next() {
+            Some((first, _)) if others().count() >= MAX_CLAIMS || terms > MAX_TERMS => {
+                Err((first.clone(), Conflict::Full))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn in_requested_pool(&self, request: &Request<'_>, ip: IpAddr) -> bool {

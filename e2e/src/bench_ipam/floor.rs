@@ -1,6 +1,7 @@
 //! What the API server itself takes: the two writes that a new Service costs, a VirtualIP and a
 //! status, sent for each of many Services by a loop that watches nothing and decides nothing.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -83,6 +84,8 @@ fn spec(ip: &str, service: &Service) -> VirtualIPSpec {
                 port: 80,
             }],
             sharing_key: None,
+            external_traffic_policy: None,
+            selector: BTreeMap::new(),
         }],
         l2: Some(L2Placement {
             node: "n1".to_owned(),

@@ -237,6 +237,18 @@ impl Cluster {
         self.news = self.listing().into();
     }
 
+    /// Another party labels a Service.
+    pub(super) fn label_service(&mut self, key: &ServiceKey, labels: &[(&str, &str)]) {
+        let labels = labels
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        let labels = Some(labels.collect());
+        if let Some(service) = self.services.get_mut(key) {
+            service.metadata.labels = labels;
+        }
+        self.touch_service(key);
+    }
+
     /// Another party touches a Service.
     pub(super) fn touch_service(&mut self, key: &ServiceKey) {
         if let Some(mut service) = self.services.get(key).cloned() {

@@ -214,6 +214,13 @@ fn rows() -> Vec<Row> {
             "2001:db8::1 is requested, but the service is IPv4 only: change the address or spec.ipFamilies",
         ),
         row(
+            Reason::RequestTooLarge,
+            nothing,
+            plain(),
+            sharing(&"k".repeat(300)),
+            "the annotation bellrock.dev/sharing-key has 300 characters: at most 253 are recorded, shorten it",
+        ),
+        row(
             Reason::NoClusterIP,
             nothing,
             json!({ "clusterIPs": ["None"], "ipFamilies": ["IPv4"] }),

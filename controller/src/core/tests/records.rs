@@ -87,6 +87,22 @@ fn a_virtual_ip_that_is_deleted_by_hand_comes_back_with_the_same_address() {
 }
 
 #[test]
+fn who_shows_an_address_of_which_no_record_is_left_has_it_before_anybody_new() {
+    let mut cluster = cluster();
+    let mut controller = run(&mut cluster);
+    let web = cluster.put_service("web", json!({}), json!({}));
+    controller.settle_for_good(&mut cluster);
+    // While no controller looks on, all records are lost, and somebody comes who is looked at
+    // before by every other order.
+    cluster.delete_vip("192.0.2.0");
+    let new = cluster.put_service("a-new-one", json!({}), json!({}));
+    let mut controller = Controller::start(&mut cluster, T0);
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&web), ["192.0.2.0"]);
+    assert_eq!(cluster.addresses(&new), ["192.0.2.1"]);
+}
+
+#[test]
 fn pool_edits_stop_nothing_that_runs() {
     let mut cluster = cluster();
     let mut controller = run(&mut cluster);
@@ -219,6 +235,26 @@ fn placement_follows_nodes_and_advertisements_and_moves_nothing_needlessly() {
     controller.settle_for_good(&mut cluster);
     assert_eq!(desired(&cluster).len(), 6);
     assert!(desired(&cluster).iter().all(Option::is_some));
+}
+
+#[test]
+fn placement_follows_the_labels_of_services_where_an_advertisement_selects_them() {
+    let mut cluster = cluster();
+    let selector = json!([{ "matchLabels": { "exposed": "yes" } }]);
+    cluster.put_advertisement("all", json!({ "serviceSelectors": selector }));
+    let mut controller = run(&mut cluster);
+    let web = cluster.put_service("web", json!({}), json!({}));
+    controller.settle_for_good(&mut cluster);
+    for (labels, placed) in [
+        (&[][..], false),
+        (&[("exposed", "yes")], true),
+        (&[("exposed", "no")], false),
+    ] {
+        cluster.label_service(&web, labels);
+        controller.settle_for_good(&mut cluster);
+        let l2 = &cluster.vips["192.0.2.0"].spec.l2;
+        assert_eq!(l2.is_some(), placed, "{labels:?}");
+    }
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::cluster::{cluster, in_pool, ips, sharing};
+use super::cluster::{cluster, in_pool, ips};
 use super::runner::{T0, run};
 use crate::core::Write;
 use crate::ipam::{Family, ServiceKey, Usage};
@@ -248,50 +248,6 @@ fn families_follow_the_policy_live_and_in_the_order_of_the_service() {
     controller.settle_for_good(&mut cluster);
     assert_eq!(cluster.addresses(&prefers), ["192.0.2.0", "2001:db8:1::"]);
     assert_eq!(cluster.addresses(&requires), ["192.0.2.1", "2001:db8:1::1"]);
-}
-
-#[test]
-fn services_share_an_address_under_one_key() {
-    let mut cluster = cluster();
-    let mut controller = run(&mut cluster);
-    let udp = json!({ "ports": [{ "port": 53, "protocol": "UDP" }] });
-    let tcp = json!({ "ports": [{ "port": 53, "protocol": "TCP" }] });
-    let (a, b) = (
-        cluster.put_service("dns-udp", udp, sharing("dns")),
-        cluster.put_service("dns-tcp", tcp.clone(), sharing("dns")),
-    );
-    // Both are decided before either is written: the second waits for the first one's create.
-    controller.settle_for_good(&mut cluster);
-    assert_eq!(cluster.addresses(&a), cluster.addresses(&b));
-    let shared = cluster.addresses(&a)[0].clone();
-    assert_eq!(
-        cluster.claims(&shared).unwrap(),
-        ["default/dns-udp", "default/dns-tcp"]
-    );
-    assert_eq!(
-        cluster.writes.len(),
-        4,
-        "create, status, claim, status: {:?}",
-        cluster.writes
-    );
-    // The same port: no.
-    let c = cluster.put_service(
-        "clash",
-        tcp,
-        json!({
-            "bellrock.dev/sharing-key": "dns", "bellrock.dev/load-balancer-ips": shared,
-        }),
-    );
-    controller.settle_for_good(&mut cluster);
-    assert_eq!(cluster.condition(&c).unwrap().1, "SharingConflict");
-    // One leaves, the other stays; the last one takes the VirtualIP along.
-    cluster.delete_service(&a);
-    controller.settle(&mut cluster);
-    assert_eq!(cluster.claims(&shared).unwrap(), ["default/dns-tcp"]);
-    cluster.delete_service(&c);
-    cluster.delete_service(&b);
-    controller.settle_for_good(&mut cluster);
-    assert!(cluster.vips.is_empty());
 }
 
 fn node(addresses: &[&str]) -> Value {
