@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use bellrock_api::{AllocationReason, Protocol};
+use bellrock_api::{AllocationReason, MAX_CLAIMS, Protocol};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use super::*;

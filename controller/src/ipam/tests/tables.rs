@@ -310,6 +310,41 @@ fn sharers_join_the_shared_address_even_when_a_lower_one_is_free() {
 }
 
 #[test]
+fn an_address_takes_as_many_sharers_and_ports_as_one_object_can_record() {
+    let port = |n: usize| u16::try_from(n).unwrap();
+    let small = |n: usize| ask(&format!("s{n:03}")).shares("k", port(n + 1));
+    let large = |n: usize| {
+        let mut ask = small(n);
+        ask.claim.ports = (0..1024)
+            .map(|p| (Protocol::Tcp, port(n * 1024 + p)))
+            .collect();
+        ask
+    };
+    let cases: [(usize, &dyn Fn(usize) -> Ask); 2] =
+        [(MAX_CLAIMS, &small), (MAX_TERMS / 1024, &large)];
+    for (fit, sharer) in cases {
+        let mut book = Allocator::new();
+        book.set_pools(vec![pool("p", &["192.0.2.0/30"])]);
+        for n in 0..fit {
+            let ask = sharer(n);
+            assert!(run(&mut book, &ask, T0).refusal.is_none());
+            assert_eq!(has(&book, &ask), ["192.0.2.0"], "{n}");
+        }
+        // One more gets a fresh one, or nothing if it is bound to the full one.
+        let bound = sharer(fit).address("192.0.2.0");
+        let refusal = run(&mut book, &bound, T0).refusal.unwrap();
+        assert_eq!(refusal.reason(), AllocationReason::SharingConflict);
+        let text = refusal.to_string();
+        assert!(
+            text.contains("as many services or ports as one address may have"),
+            "{text}"
+        );
+        run(&mut book, &sharer(fit), T0);
+        assert_eq!(has(&book, &sharer(fit)), ["192.0.2.1"]);
+    }
+}
+
+#[test]
 fn a_sharer_that_takes_a_port_of_another_moves_away() {
     let mut book = Allocator::new();
     book.set_pools(vec![pool("p", &["192.0.2.0/29"])]);
