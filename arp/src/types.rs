@@ -178,18 +178,35 @@ pub enum Event {
         /// Where.
         interface: String,
     },
+    /// Another node is heard, and hears.
+    PeerHeard {
+        /// The node.
+        node: String,
+        /// Where.
+        interface: String,
+    },
+    /// Another node is not heard any more, or says that it hears nobody, and
+    /// did not say that it leaves. Told when this node hears something: it is
+    /// not the one that is cut off.
+    PeerSilent {
+        /// The node.
+        node: String,
+        /// Where.
+        interface: String,
+    },
 }
 
 impl Event {
-    /// The address it is about.
-    pub fn address(&self) -> IpAddr {
+    /// The address it is about, if it is about one.
+    pub fn address(&self) -> Option<IpAddr> {
         match self {
             Self::Owned { address, .. }
             | Self::Lost { address, .. }
             | Self::Blocked { address, .. }
             | Self::Unblocked { address, .. }
             | Self::HelloFiltered { address, .. }
-            | Self::ForeignClaim { address, .. } => *address,
+            | Self::ForeignClaim { address, .. } => Some(*address),
+            Self::PeerHeard { .. } | Self::PeerSilent { .. } => None,
         }
     }
 }

@@ -8,7 +8,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use bellrock_arp::frame::{Arp, Ethernet};
-use bellrock_arp::{Cause, Event, Instant, State};
+use bellrock_arp::ownership::Input;
+use bellrock_arp::{Cause, Event, Instant, MacAddr, State};
 use bus::{BOUND, Bus, STRANGER, arp_of, assignment, mac, ms, recorded, v4, vip};
 
 const V: fn() -> IpAddr = || vip(1);
@@ -180,4 +181,56 @@ fn what_was_claimed_while_deaf_is_answered_for_when_its_last_owner_returns() {
         assert!(!bus.events_of(1, back).iter().any(moved), "seed {seed}");
         assert!(!bus.ever_two_owners(), "seed {seed}");
     }
+}
+
+fn told(list: &[(&str, bool)]) -> Vec<(String, bool)> {
+    let list = list.iter();
+    list.map(|(node, heard)| ((*node).to_owned(), *heard))
+        .collect()
+}
+
+#[test]
+fn who_is_heard_and_who_fell_silent_is_told_once_by_those_who_hear() {
+    let mut bus = Bus::settled(3, 7);
+    let [a, b, c] = [0, 1, 2].map(bus::name);
+    let mut first = bus.told_of_peers(0, Instant(0));
+    first.sort();
+    assert_eq!(first, told(&[(&b, true), (&c, true)]));
+
+    // A cable: those that hear each other say it of the third one. That one says
+    // it of both: on a segment without hosts it has nothing to go by.
+    let cut = bus.now;
+    bus.nodes[2].part = 1;
+    bus.run(ms(360));
+    for (node, other) in [(0, &b), (1, &a)] {
+        assert_eq!(
+            bus.told_of_peers(node, cut),
+            told(&[(&c, false)]),
+            "{other}"
+        );
+    }
+    bus.run(Duration::from_secs(5));
+    assert_eq!(bus.told_of_peers(2, cut), told(&[(&a, false), (&b, false)]));
+    let healed = bus.now;
+    bus.nodes[2].part = 0;
+    bus.run(ms(500));
+    assert_eq!(bus.told_of_peers(0, healed), told(&[(&c, true)]));
+
+    // Who once heard a host and hears none now has no word about anybody.
+    let cut = bus.now;
+    let host = Arp::announcement(MacAddr(2, 9, 9, 9, 9, 9), Ipv4Addr::new(10, 0, 0, 77));
+    bus.inject(0, &host.frame());
+    bus.run(ms(10));
+    bus.nodes[2].part = 1;
+    bus.run(Duration::from_secs(5));
+    assert_eq!(bus.told_of_peers(2, cut), []);
+    bus.nodes[2].part = 0;
+    bus.run(Duration::from_secs(1));
+
+    // Who says goodbye is not silent.
+    let left = bus.now;
+    bus.feed(1, Input::Shutdown);
+    bus.kill(1);
+    bus.run(Duration::from_secs(2));
+    assert_eq!(bus.told_of_peers(0, left), []);
 }

@@ -96,7 +96,8 @@ impl Node {
                         self.sent.push(Ndp::decode(&ethernet).unwrap());
                     }
                 }
-                Output::Event(event) => self.events.push(event),
+                Output::Event(event) if event.address().is_some() => self.events.push(event),
+                Output::Event(_) => {}
             }
         }
     }

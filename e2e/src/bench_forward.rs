@@ -6,8 +6,10 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use bellrock_forward::{Endpoint, Port, Protocol, Service};
+
+use crate::figures::{Figures, Target, Wanted};
 
 mod churn;
 mod load;
@@ -35,14 +37,8 @@ enum Part {
     Path,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Target {
-    AtMost(f64),
-    AtLeast(f64),
-}
-
 /// Every figure, its unit and its target.
-const TARGETS: [(&str, &str, Target); 11] = [
+const WANTED: [Wanted; 11] = [
     ("forward.load_10k_s", "s", Target::AtMost(0.3)),
     ("forward.load_100k_s", "s", Target::AtMost(3.0)),
     ("forward.one_more_10k_ms", "ms", Target::AtMost(1.0)),
@@ -68,58 +64,12 @@ const TARGETS: [(&str, &str, Target); 11] = [
     ),
 ];
 
-/// What was measured.
-#[derive(Debug, Default)]
-struct Figures {
-    measured: Vec<&'static str>,
-    missed: Vec<String>,
-}
-
-impl Figures {
-    /// Prints a figure and compares it with its target.
-    ///
-    /// # Panics
-    /// If it has none.
-    fn record(&mut self, name: &str, value: f64) {
-        let (name, unit, target) = TARGETS
-            .iter()
-            .find(|(known, ..)| *known == name)
-            .unwrap_or_else(|| panic!("{name} has no target"));
-        println!("bench: {name} {value:.3} {unit}");
-        self.measured.push(name);
-        let missed = match target {
-            Target::AtMost(most) if value <= *most => None,
-            Target::AtLeast(least) if value >= *least => None,
-            Target::AtMost(most) => Some(format!("at most {most}")),
-            Target::AtLeast(least) => Some(format!("at least {least}")),
-        };
-        if let Some(want) = missed {
-            self.missed.push(format!("{name} is {value:.3}, {want}"));
-        }
-    }
-
-    fn verdict(&self) -> Result<()> {
-        let missing: Vec<&str> = TARGETS
-            .iter()
-            .map(|(name, ..)| *name)
-            .filter(|name| !self.measured.contains(name))
-            .collect();
-        ensure!(missing.is_empty(), "not measured: {}", missing.join(", "));
-        ensure!(
-            self.missed.is_empty(),
-            "target missed: {}",
-            self.missed.join("; ")
-        );
-        Ok(())
-    }
-}
-
 /// Measures and prints, a line `bench: NAME VALUE UNIT` for each figure. Fails
 /// if one is missing or misses its target.
 pub fn run(args: &Args) -> Result<()> {
     crate::ground::check_root()?;
     let wanted = |part| args.only.is_none_or(|only| only == part);
-    let mut figures = Figures::default();
+    let mut figures = Figures::new(&WANTED);
     if wanted(Part::Load) {
         load::measure(&mut figures)?;
     }
@@ -168,20 +118,6 @@ fn percentile(times: &[Duration], percent: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_missing_figure_and_a_missed_target_fail() {
-        let mut figures = Figures::default();
-        for (name, _, target) in TARGETS {
-            assert!(figures.verdict().is_err());
-            let (Target::AtMost(value) | Target::AtLeast(value)) = target;
-            figures.record(name, value);
-        }
-        figures.verdict().unwrap();
-        figures.record("forward.shrink_misses", 1.0);
-        let error = figures.verdict().unwrap_err().to_string();
-        assert!(error.contains("forward.shrink_misses is 1.000"), "{error}");
-    }
 
     #[test]
     fn percentiles_are_of_the_sorted_times() {

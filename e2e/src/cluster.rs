@@ -24,6 +24,8 @@ pub const SERVICE_CIDR: &str = "10.96.0.0/16";
 const SERVICE_CIDR_6: &str = "fd96::/112";
 /// Addresses of all pods; each node has a /24 of it.
 pub const POD_CIDR: &str = "10.244.0.0/16";
+/// The same of the second family; each node has a /64 of it.
+const POD_CIDR_6: &str = "fd10:244::/32";
 
 /// How ClusterIP and NodePort are carried on the nodes.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -86,7 +88,7 @@ const IDENTITIES: [(&str, &str, &str); 5] = [
 pub struct ApiOptions {
     /// Keep an audit log of writes.
     pub audit: bool,
-    /// Give Services addresses of both families.
+    /// Give nodes, pods and Services addresses of both families.
     pub dual_stack: bool,
 }
 
@@ -98,6 +100,7 @@ pub struct Cluster {
     address: Ipv4Addr,
     pki: Pki,
     api: Mutex<Option<Arc<Process>>>,
+    pod_cidrs: Mutex<String>,
 }
 
 impl Cluster {
@@ -124,6 +127,7 @@ impl Cluster {
             address,
             pki,
             api: Mutex::default(),
+            pod_cidrs: Mutex::new(POD_CIDR.to_owned()),
         };
         let mut lines = String::new();
         for (file, user, group) in IDENTITIES {
@@ -196,6 +200,7 @@ impl Cluster {
         let mut service_cidrs = SERVICE_CIDR.to_owned();
         if options.dual_stack {
             service_cidrs = format!("{SERVICE_CIDR},{SERVICE_CIDR_6}");
+            *lock(&self.pod_cidrs) = format!("{POD_CIDR},{POD_CIDR_6}");
         }
         if options.audit {
             let policy = self.pki.write("audit-policy.yaml", audit::POLICY)?;
@@ -295,7 +300,7 @@ impl Cluster {
             "kind": "KubeProxyConfiguration",
             "mode": mode,
             "hostnameOverride": node,
-            "clusterCIDR": POD_CIDR,
+            "clusterCIDR": *lock(&self.pod_cidrs),
             "detectLocalMode": "ClusterCIDR",
             "clientConnection": {"kubeconfig": self.file("proxy.kubeconfig")},
             "conntrack": {"maxPerCore": 0, "min": 0},

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -37,7 +37,7 @@ use crate::probe;
 use crate::process::{Process, Task};
 use crate::relay::Relay;
 use crate::topology::{Role, Topology};
-use crate::wiring::{addresses, wire};
+use crate::wiring::{Addresses, addresses, wire};
 
 /// How long the parts of a lab may take on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
@@ -94,7 +94,7 @@ pub fn default_topology() -> PathBuf {
 pub struct Lab {
     pub(crate) ground: Arc<Ground>,
     pub(crate) cluster: Cluster,
-    addresses: BTreeMap<String, Ipv4Addr>,
+    addresses: BTreeMap<String, Addresses>,
     client: Client,
     kubeconfig: PathBuf,
     relay: Relay,
@@ -148,9 +148,10 @@ impl Lab {
             .next()
             .context("no control plane")?
             .to_owned();
-        let address = *addresses
+        let address = addresses
             .get(&plane)
-            .context("no address of the control plane")?;
+            .context("no address of the control plane")?
+            .v4;
         let cluster = Cluster::prepare(ground, &plane, address)?;
         cluster.start_api(options.api)?;
         let mut routers = BTreeMap::new();
@@ -187,7 +188,7 @@ impl Lab {
 
         lab.cluster.start_managers()?;
         for (index, node) in lab.topology.with_role(Role::Node).enumerate() {
-            lab.start_node(node, index + 1, &plane)?;
+            lab.start_node(node, index + 1, &plane, options.api)?;
         }
         lab.until("all nodes are ready", PATIENCE, || lab.nodes_ready())?;
         steps.done("controllers, scheduler, nodes");
@@ -206,7 +207,7 @@ impl Lab {
         self.until("kube-proxy is ready", PATIENCE, || self.proxies_ready())
     }
 
-    fn start_node(&self, node: &str, number: usize, plane: &str) -> Result<()> {
+    fn start_node(&self, node: &str, number: usize, plane: &str, api: ApiOptions) -> Result<()> {
         let address = self.address(node);
         let cidr = format!("10.244.{number}.0/24");
         let mut args = vec![
@@ -217,6 +218,10 @@ impl Lab {
             format!("--prefix={}", self.ground.prefix()),
             format!("--kubeconfig={}", self.cluster.identity("agent").display()),
         ];
+        if api.dual_stack {
+            args.push(format!("--address6={}", self.address6(node)));
+            args.push(format!("--pod-cidr6=fd10:244:{number}::/64"));
+        }
         for (key, value) in &self.topology.nodes[node].labels {
             args.push(format!("--label={key}={value}"));
         }
@@ -345,10 +350,21 @@ impl Lab {
     /// # Panics
     /// If it has none.
     pub fn address(&self, host: &str) -> Ipv4Addr {
-        *self
-            .addresses
+        self.addresses
             .get(host)
             .unwrap_or_else(|| panic!("{host} has no address"))
+            .v4
+    }
+
+    /// The IPv6 address of a host's `eth1`.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub fn address6(&self, host: &str) -> Ipv6Addr {
+        self.addresses
+            .get(host)
+            .and_then(|addresses| addresses.v6)
+            .unwrap_or_else(|| panic!("{host} has no IPv6 address"))
     }
 
     /// The FRR of a router.

@@ -39,6 +39,8 @@ pub mod echo;
 pub mod exabgp;
 #[cfg(feature = "lab")]
 pub mod fault;
+#[cfg(feature = "lab")]
+pub mod figures;
 pub mod frr;
 pub mod gobgp;
 #[cfg(feature = "lab")]

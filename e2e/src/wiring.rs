@@ -1,7 +1,7 @@
 //! Hosts and cables: made from the topology, pulled and plugged in again.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -23,7 +23,7 @@ pub(crate) fn wire(ground: &Ground, topology: &Topology) -> Result<BTreeMap<Stri
             Role::Node | Role::Router => {
                 host.sh(
                     "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0 \
-                     net.ipv4.conf.default.rp_filter=0",
+                     net.ipv4.conf.default.rp_filter=0 net.ipv6.conf.all.forwarding=1",
                 )?;
             }
             Role::Client | Role::ControlPlane => {}
@@ -57,22 +57,33 @@ pub(crate) fn wire(ground: &Ground, topology: &Topology) -> Result<BTreeMap<Stri
     Ok(hosts)
 }
 
-/// The first IPv4 address of each host's `eth1`, as the kernel has it.
+/// What a host's `eth1` has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Addresses {
+    pub(crate) v4: Ipv4Addr,
+    pub(crate) v6: Option<Ipv6Addr>,
+}
+
+/// The first addresses of each host's `eth1`, as the kernel has them.
 pub(crate) fn addresses(
     hosts: &BTreeMap<String, Netns>,
     topology: &Topology,
-) -> Result<BTreeMap<String, Ipv4Addr>> {
+) -> Result<BTreeMap<String, Addresses>> {
     let mut addresses = BTreeMap::new();
     for (name, node) in &topology.nodes {
         if node.role == Role::Switch {
             continue;
         }
-        let text = hosts[name].sh("ip -j -4 addr show dev eth1")?;
-        let shown: Value = serde_json::from_str(&text)?;
-        let address = shown[0]["addr_info"][0]["local"]
-            .as_str()
-            .with_context(|| format!("{name} has no IPv4 address on eth1"))?;
-        addresses.insert(name.clone(), address.parse()?);
+        let first = |family: &str| -> Result<Option<String>> {
+            let line = format!("ip -j {family} addr show dev eth1 scope global");
+            let shown: Value = serde_json::from_str(&hosts[name].sh(&line)?)?;
+            let local = shown[0]["addr_info"][0]["local"].as_str();
+            Ok(local.map(str::to_owned))
+        };
+        let v4 = first("-4")?.with_context(|| format!("{name} has no IPv4 address on eth1"))?;
+        let v6 = first("-6")?.map(|text| text.parse()).transpose()?;
+        let v4 = v4.parse()?;
+        addresses.insert(name.clone(), Addresses { v4, v6 });
     }
     Ok(addresses)
 }

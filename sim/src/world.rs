@@ -353,7 +353,7 @@ impl World {
     }
 
     fn event(&mut self, node: usize, event: &Event) {
-        let Some(vip) = number(event.address()) else {
+        let Some(vip) = event.address().and_then(number) else {
             return;
         };
         self.tell(|| format!("{} {event:?}", name(node)));
@@ -366,6 +366,8 @@ impl World {
             Event::Blocked { .. }
             | Event::ForeignClaim { .. }
             | Event::HelloFiltered { .. }
+            | Event::PeerHeard { .. }
+            | Event::PeerSilent { .. }
             | Event::Unblocked { .. } => {}
         }
     }

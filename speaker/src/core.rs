@@ -25,6 +25,7 @@ use crate::cluster::PeerPassword;
 use crate::health_check::HealthChecks;
 use crate::plan::{self, Settings};
 use crate::routes::Routes;
+use crate::silence::Silence;
 use crate::status::{Recorder, View};
 use crate::surroundings::KubeProxy;
 use crate::turn::{Forward, Step, Turn};
@@ -85,6 +86,9 @@ pub struct Core {
     invalid: BTreeMap<(Kind, String), String>,
     /// What the routing table says about sessions that are not up.
     hints: BTreeMap<String, &'static str>,
+    silence: Silence,
+    /// What its times count from.
+    started: Instant,
     /// The node was leaving at the last turn.
     leaving: bool,
     /// Something happened since the last picture.
@@ -110,6 +114,8 @@ impl Core {
             forwarding_error: None,
             invalid: BTreeMap::new(),
             hints: BTreeMap::new(),
+            silence: Silence::default(),
+            started: Instant::now(),
             leaving: false,
             stale: true,
         }
@@ -143,9 +149,11 @@ impl Core {
                     let Some(event) = event else {
                         bail!("the thread that answers on the segment has ended");
                     };
+                    if self.silence.take(&event, self.started.elapsed()) {
+                        self.look_for_silence();
+                    }
                     self.edges.recorder.ownership(self.turn.cluster(), event);
                     self.stale = true;
-                    continue;
                 }
                 event = self.bfd.event() => {
                     let Some((peer, change)) = event else {

@@ -28,11 +28,14 @@ pub mod routes;
 mod run;
 mod secrets;
 mod serve;
+pub mod silence;
 pub mod status;
 mod surroundings;
+mod timers;
 pub mod turn;
 mod uninstall;
 pub mod watch;
 
 pub use run::{Args, run};
 pub use surroundings::KubeProxy;
+pub use timers::TimerArgs;

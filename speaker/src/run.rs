@@ -29,6 +29,7 @@ use crate::plan::{self, Settings, Surroundings};
 use crate::routes::Routes;
 use crate::status::{self, Recorder, View};
 use crate::surroundings::KubeProxy;
+use crate::timers::TimerArgs;
 use crate::uninstall::Installation;
 use crate::watch::{Kind, Update, each, follow};
 use crate::{convert, secrets, serve};
@@ -96,6 +97,9 @@ pub struct Args {
     /// speaker removes the forwarding as it ends
     #[arg(long, env = "BELLROCK_DAEMON_SET", value_name = "NAME")]
     pub daemon_set: Option<String>,
+    /// The timers of the segment.
+    #[command(flatten)]
+    pub timers: TimerArgs,
 }
 
 fn ethertype(text: &str) -> Result<u16, String> {
@@ -117,6 +121,7 @@ pub async fn run(args: Args) -> Result<()> {
 
     let mut config = bellrock_arp::Config::new(&args.node_name, &args.cluster, key);
     config.ethertype = args.ethertype;
+    config.timers = args.timers.timers();
     if !args.exclude_interface.is_empty() {
         config.exclude_interfaces = args
             .exclude_interface
@@ -169,6 +174,7 @@ pub async fn run(args: Args) -> Result<()> {
             kube_proxy: args.kube_proxy != KubeProxy::Absent,
             ..Surroundings::default()
         },
+        silent: BTreeSet::new(),
     };
     let edges = Edges {
         forwarding,

@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use bellrock_api::reason::AnnouncementReason as Reason;
 use bellrock_forward::{Node, Service, ServiceKey};
 
-use crate::cluster::{Change, Cluster, Dirty};
+use crate::cluster::{Change, Cluster, Dirty, Slice};
 use crate::plan::{self, ServicePlan, Settings, Surroundings, Verdict};
 
 /// What the speaker knows and has decided.
@@ -153,6 +153,29 @@ impl Turn {
             self.settings.surroundings = surroundings;
             self.dirty.all = true;
             self.dirty.node = true;
+        }
+    }
+
+    /// Nodes that the segment calls silent. What has no endpoint there stays.
+    pub fn hush(&mut self, nodes: BTreeSet<String>) {
+        let news: BTreeSet<String> = self
+            .settings
+            .silent
+            .symmetric_difference(&nodes)
+            .cloned()
+            .collect();
+        if news.is_empty() {
+            return;
+        }
+        self.settings.silent = nodes;
+        let there = |slice: &Slice| {
+            let mut endpoints = slice.endpoints.iter();
+            endpoints.any(|e| e.node.as_ref().is_some_and(|node| news.contains(node)))
+        };
+        for (key, slices) in &self.cluster.slices {
+            if slices.values().any(there) {
+                self.dirty.services.insert(key.clone());
+            }
         }
     }
 

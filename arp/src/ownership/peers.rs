@@ -63,6 +63,8 @@ pub(super) struct Peer {
     /// It spoke when asked, though its HELLOs do not come; when that was told.
     pub(super) filtered: bool,
     pub(super) filtered_told: Option<Instant>,
+    /// It said that it leaves, and was not heard since.
+    pub(super) left: bool,
 }
 
 /// What a frame says about its sender.
@@ -106,6 +108,8 @@ pub(super) struct Peers {
     holders: BTreeMap<IpAddr, BTreeMap<MacAddr, u64>>,
     /// The nodes that are heard now and could claim.
     candidates: BTreeSet<Arc<str>>,
+    /// For each node: whether it was last told to be heard, or silent.
+    told: BTreeMap<Arc<str>, bool>,
 }
 
 impl Peers {
@@ -209,11 +213,13 @@ impl Peers {
             asked: None,
             filtered: false,
             filtered_told: None,
+            left: false,
         });
         if *peer.node != *node {
             peer.node = node.into();
             peer.live = false;
         }
+        peer.left = false;
         peer.incarnation = incarnation;
         peer.seq = seq;
         peer.heard = now;
@@ -267,6 +273,40 @@ impl Peers {
         }
         self.count_candidates();
         held
+    }
+
+    /// Marks a station as one that says goodbye; the addresses that it held.
+    pub(super) fn leave(&mut self, mac: MacAddr) -> Vec<IpAddr> {
+        let held = self.bury(mac);
+        if let Some(peer) = self.stations.get_mut(&mac) {
+            peer.left = true;
+        }
+        held
+    }
+
+    /// Nodes that are heard now and were not told to be, and, if this node
+    /// `hears`, those that fell silent. A node is heard if any of its stations
+    /// is.
+    pub(super) fn news(&mut self, hears: bool) -> Vec<(Arc<str>, bool)> {
+        let mut now: BTreeMap<&Arc<str>, Option<bool>> = BTreeMap::new();
+        for peer in self.stations.values() {
+            let heard = peer.live && !peer.deaf;
+            let is = now.entry(&peer.node).or_default();
+            if heard {
+                *is = Some(true);
+            } else if hears && !peer.left {
+                is.get_or_insert(false);
+            }
+        }
+        let news: Vec<(Arc<str>, bool)> = now
+            .iter()
+            .filter_map(|(node, is)| Some(((*node).clone(), (*is)?)))
+            .filter(|(node, is)| self.told.get(node) != Some(is))
+            .collect();
+        let known: BTreeSet<Arc<str>> = now.into_keys().cloned().collect();
+        self.told.retain(|node, _| known.contains(node));
+        self.told.extend(news.iter().cloned());
+        news
     }
 
     /// Forgets what a station held; the addresses.

@@ -105,7 +105,9 @@ pub(crate) struct Bus {
     pub(crate) stranger: Option<Ipv4Addr>,
     /// How often [`Self::run_until`] looks.
     pub(crate) tick: Duration,
+    /// What was told of addresses, and of nodes.
     pub(crate) events: Vec<(Instant, usize, Event)>,
+    pub(crate) peers: Vec<(Instant, usize, Event)>,
     /// Every frame sent, by whom and when.
     pub(crate) sent: Vec<(Instant, usize, Vec<u8>)>,
     pub(crate) record_sent: bool,
@@ -142,6 +144,7 @@ impl Bus {
             stranger: None,
             tick: Duration::from_micros(500),
             events: Vec::new(),
+            peers: Vec::new(),
             sent: Vec::new(),
             record_sent: false,
             count_sent: 0,
@@ -305,6 +308,18 @@ impl Bus {
             .collect()
     }
 
+    /// The nodes that were told to be heard (`true`) or silent since `since`.
+    pub(crate) fn told_of_peers(&self, index: usize, since: Instant) -> Vec<(String, bool)> {
+        let told = self.peers.iter();
+        told.filter(|(at, of, _)| *at >= since && *of == index)
+            .filter_map(|(_, _, event)| match event {
+                Event::PeerHeard { node, .. } => Some((node.clone(), true)),
+                Event::PeerSilent { node, .. } => Some((node.clone(), false)),
+                _ => None,
+            })
+            .collect()
+    }
+
     /// Puts a frame on the wire as if node `from` had sent it.
     pub(crate) fn inject(&mut self, from: usize, frame: &[u8]) {
         self.transmit(from, frame);
@@ -329,11 +344,13 @@ impl Bus {
                     self.count_sent += 1;
                     self.transmit(index, &frame);
                 }
-                Output::Event(event) => {
-                    let address = event.address();
-                    self.events.push((now, index, event));
-                    self.watch(address);
-                }
+                Output::Event(event) => match event.address() {
+                    Some(address) => {
+                        self.events.push((now, index, event));
+                        self.watch(address);
+                    }
+                    None => self.peers.push((now, index, event)),
+                },
             }
         }
     }

@@ -195,7 +195,7 @@ fn forged_damaged_and_spoofed_frames_are_counted_and_move_nothing() {
     assert_eq!(lab.nodes[1].handle.snapshot().counters.get("claims"), None);
     let lost =
         |event: &Event| matches!(event, Event::Lost { cause, .. } if *cause != Cause::Frozen);
-    while let Ok(event) = lab.nodes[0].events.try_recv() {
+    while let Some(event) = lab.nodes[0].next_event() {
         assert!(!lost(&event), "{event:?}");
     }
 }

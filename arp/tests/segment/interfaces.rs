@@ -73,7 +73,7 @@ fn come_and_go(vip: IpAddr, prefix: &str) {
         lab.nodes[0].wait_state(vip, State::Own, &["eth1"]);
         took
     });
-    let told: Vec<Event> = std::iter::from_fn(|| lab.nodes[0].events.try_recv().ok()).collect();
+    let told: Vec<Event> = std::iter::from_fn(|| lab.nodes[0].next_event()).collect();
     assert!(
         told.iter().any(|event| matches!(
             event,

@@ -123,18 +123,21 @@ impl Node {
         });
     }
 
-    /// The next event, skipping none.
+    /// The next event of an address, skipping none.
     pub(crate) fn event(&mut self) -> Event {
-        let events = &mut self.events;
-        wait_for("an event", PATIENCE, || {
-            events.try_recv().map_err(Into::into)
-        })
+        wait_for("an event", PATIENCE, || self.next_event().context("none"))
+    }
+
+    /// The same, if it is there already.
+    pub(crate) fn next_event(&mut self) -> Option<Event> {
+        let mut waiting = std::iter::from_fn(|| self.events.try_recv().ok());
+        waiting.find(|event| event.address().is_some())
     }
 
     /// Nothing happened, but that a busy machine may have let it stand still
     /// and verify that it still owns the address.
     pub(crate) fn no_event(&mut self) {
-        while let Ok(event) = self.events.try_recv() {
+        while let Some(event) = self.next_event() {
             let stood_still = match &event {
                 Event::Owned { cause, .. } | Event::Lost { cause, .. } => *cause == Cause::Frozen,
                 _ => false,

@@ -12,7 +12,7 @@ mod probe;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -38,6 +38,12 @@ pub struct Args {
     /// The node's pod addresses, a /24
     #[arg(long, value_name = "CIDR")]
     pub pod_cidr: String,
+    /// The node's second address, if pods have one, too
+    #[arg(long, requires = "pod_cidr6")]
+    pub address6: Option<Ipv6Addr>,
+    /// The node's second pod addresses, a /64
+    #[arg(long, value_name = "CIDR", requires = "address6")]
+    pub pod_cidr6: Option<String>,
     /// What the names of the lab's namespaces start with
     #[arg(long, value_name = "PREFIX")]
     pub prefix: String,
@@ -53,8 +59,9 @@ pub struct Args {
 #[derive(Debug)]
 struct Agent {
     node: String,
-    address: Ipv4Addr,
-    pod_cidr: String,
+    /// One of each family.
+    node_addresses: Vec<IpAddr>,
+    pod_cidrs: Vec<String>,
     prefix: String,
     program: PathBuf,
     since: Timestamp,
@@ -66,35 +73,47 @@ struct Agent {
 struct Addresses {
     /// The first three octets.
     net: [u8; 3],
+    /// The same hosts of the second family, if there is one.
+    net6: Option<Ipv6Addr>,
     used: BTreeMap<u8, String>,
     last: u8,
 }
 
 impl Addresses {
-    fn parse(cidr: &str) -> Result<Self> {
+    fn parse(cidr: &str, cidr6: Option<&str>) -> Result<Self> {
+        let net6 = cidr6.map(|cidr| -> Result<Ipv6Addr> {
+            let address = cidr.strip_suffix("/64").context("want a /64")?;
+            Ok(address.parse()?)
+        });
         let (address, length) = cidr.split_once('/').context("pod CIDR without a length")?;
         let [a, b, c, d] = address.parse::<Ipv4Addr>()?.octets();
         ensure!(length == "24" && d == 0, "pod CIDR {cidr}: want a.b.c.0/24");
         Ok(Self {
             net: [a, b, c],
+            net6: net6.transpose().context("second pod CIDR")?,
             used: BTreeMap::new(),
             last: 1,
         })
     }
 
-    fn at(&self, host: u8) -> Ipv4Addr {
+    /// The addresses of a host, one of each family.
+    fn at(&self, host: u8) -> Vec<IpAddr> {
         let [a, b, c] = self.net;
-        Ipv4Addr::new(a, b, c, host)
+        let second = self
+            .net6
+            .map(|net| Ipv6Addr::from_bits(net.to_bits() | u128::from(host)).into());
+        let first = IpAddr::from(Ipv4Addr::new(a, b, c, host));
+        [first].into_iter().chain(second).collect()
     }
 
-    /// The address of the node's end of every pod's cable.
-    fn gateway(&self) -> Ipv4Addr {
+    /// The addresses of the node's end of every pod's cable.
+    fn gateways(&self) -> Vec<IpAddr> {
         self.at(1)
     }
 
-    /// The next free address after the one given last, so that a freed address
-    /// rests as long as possible.
-    fn take(&mut self, uid: &str) -> Result<Ipv4Addr> {
+    /// The next free addresses after those given last, so that freed ones
+    /// rest as long as possible.
+    fn take(&mut self, uid: &str) -> Result<Vec<IpAddr>> {
         let order = (self.last.saturating_add(1)..=254).chain(2..=self.last);
         for host in order.filter(|&host| host >= 2) {
             if let Entry::Vacant(free) = self.used.entry(host) {
@@ -121,7 +140,8 @@ pub fn run(args: Args) -> Result<()> {
 
 async fn serve(args: Args) -> Result<()> {
     let client = client(&args.kubeconfig).await?;
-    let addresses = Addresses::parse(&args.pod_cidr)?;
+    let addresses = Addresses::parse(&args.pod_cidr, args.pod_cidr6.as_deref())?;
+    let second = args.address6.map(IpAddr::from);
     let labels = args
         .labels
         .iter()
@@ -132,8 +152,8 @@ async fn serve(args: Args) -> Result<()> {
         .collect::<Result<BTreeMap<_, _>>>()?;
     let agent = Arc::new(Agent {
         node: args.node,
-        address: args.address,
-        pod_cidr: args.pod_cidr,
+        node_addresses: [args.address.into()].into_iter().chain(second).collect(),
+        pod_cidrs: [args.pod_cidr].into_iter().chain(args.pod_cidr6).collect(),
         prefix: args.prefix,
         program: std::env::current_exe()?,
         since: Timestamp::now(),
@@ -226,22 +246,39 @@ async fn run_program(program: &str, args: &[&str]) -> Result<()> {
 mod tests {
     use super::*;
 
+    fn texts(addresses: &[IpAddr]) -> Vec<String> {
+        addresses.iter().map(ToString::to_string).collect()
+    }
+
     #[test]
     fn a_freed_pod_address_rests_until_the_others_were_used() {
-        let mut addresses = Addresses::parse("10.244.1.0/24").unwrap();
-        assert_eq!(addresses.take("a").unwrap().to_string(), "10.244.1.2");
+        let mut addresses = Addresses::parse("10.244.1.0/24", None).unwrap();
+        assert_eq!(texts(&addresses.take("a").unwrap()), ["10.244.1.2"]);
         addresses.release("a");
         for host in 3..=254 {
-            assert_eq!(addresses.take("b").unwrap().octets()[3], host);
+            let taken = addresses.take("b").unwrap();
+            assert_eq!(texts(&taken), [format!("10.244.1.{host}")]);
         }
-        assert_eq!(addresses.take("c").unwrap().to_string(), "10.244.1.2");
+        assert_eq!(texts(&addresses.take("c").unwrap()), ["10.244.1.2"]);
         assert!(addresses.take("d").is_err());
     }
 
     #[test]
-    fn a_pod_cidr_that_is_no_24_is_refused() {
+    fn pods_have_an_address_of_each_family_that_the_node_has() {
+        let mut addresses = Addresses::parse("10.244.1.0/24", Some("fd10:244:1::/64")).unwrap();
+        assert_eq!(
+            texts(&addresses.gateways()),
+            ["10.244.1.1", "fd10:244:1::1"]
+        );
+        let taken = addresses.take("a").unwrap();
+        assert_eq!(texts(&taken), ["10.244.1.2", "fd10:244:1::2"]);
+    }
+
+    #[test]
+    fn a_pod_cidr_of_another_length_is_refused() {
         for cidr in ["10.244.1.0", "10.244.0.0/16", "10.244.1.1/24", "fd00::/64"] {
-            assert!(Addresses::parse(cidr).is_err(), "{cidr}");
+            assert!(Addresses::parse(cidr, None).is_err(), "{cidr}");
         }
+        assert!(Addresses::parse("10.244.1.0/24", Some("fd00::/48")).is_err());
     }
 }

@@ -61,7 +61,7 @@ async fn register(client: &Client, agent: &Agent, labels: &BTreeMap<String, Stri
     );
     let node: Node = serde_json::from_value(json!({
         "metadata": {"name": agent.node, "labels": all},
-        "spec": {"podCIDR": agent.pod_cidr, "podCIDRs": [agent.pod_cidr]},
+        "spec": {"podCIDR": agent.pod_cidrs.first(), "podCIDRs": agent.pod_cidrs},
         "status": status(agent),
     }))?;
     let api: Api<Node> = Api::all(client.clone());
@@ -91,13 +91,15 @@ fn status(agent: &Agent) -> Value {
         })
     };
     let room = json!({"cpu": "8", "memory": "16Gi", "pods": "250", "ephemeral-storage": "64Gi"});
+    let internal = agent.node_addresses.iter();
+    let mut addresses: Vec<Value> = internal
+        .map(|address| json!({"type": "InternalIP", "address": address}))
+        .collect();
+    addresses.push(json!({"type": "Hostname", "address": agent.node}));
     json!({
         "capacity": room,
         "allocatable": room,
-        "addresses": [
-            {"type": "InternalIP", "address": agent.address},
-            {"type": "Hostname", "address": agent.node},
-        ],
+        "addresses": addresses,
         "conditions": [
             condition("Ready", "True", "KubeletReady"),
             condition("MemoryPressure", "False", "KubeletHasSufficientMemory"),
@@ -143,11 +145,14 @@ async fn renew(client: &Client, agent: &Agent) -> Result<()> {
     Ok(())
 }
 
-/// Keeps a route to the pods of every other node.
+/// A node's pod CIDR and the address to reach it by.
+type Route = (String, String);
+
+/// Keeps routes to the pods of every other node.
 pub(super) async fn routes(client: &Client, agent: &Agent) {
     let events = watcher(Api::<Node>::all(client.clone()), watching());
     pin_mut!(events);
-    let mut known: BTreeMap<String, (String, String)> = BTreeMap::new();
+    let mut known: BTreeMap<String, Vec<Route>> = BTreeMap::new();
     while let Some(event) = events.next().await {
         let result = match event {
             Ok(Event::Apply(node) | Event::InitApply(node)) => {
@@ -166,35 +171,39 @@ pub(super) async fn routes(client: &Client, agent: &Agent) {
     }
 }
 
-async fn reach(
-    agent: &Agent,
-    known: &mut BTreeMap<String, (String, String)>,
-    node: &Node,
-) -> Result<()> {
+async fn reach(agent: &Agent, known: &mut BTreeMap<String, Vec<Route>>, node: &Node) -> Result<()> {
     let name = node.name_any();
-    let Some(route) = route(node).filter(|_| name != agent.node) else {
-        return Ok(());
-    };
-    if known.get(&name) == Some(&route) {
+    let routes = routes_to(node);
+    if name == agent.node || known.get(&name).map_or(&[][..], |routes| routes) == routes {
         return Ok(());
     }
     forget(known, &name).await?;
-    run_program("ip", &["route", "replace", &route.0, "via", &route.1]).await?;
-    known.insert(name, route);
+    for (cidr, via) in &routes {
+        run_program("ip", &["route", "replace", cidr, "via", via]).await?;
+    }
+    known.insert(name, routes);
     Ok(())
 }
 
-async fn forget(known: &mut BTreeMap<String, (String, String)>, name: &str) -> Result<()> {
-    match known.remove(name) {
-        Some((cidr, via)) => run_program("ip", &["route", "del", &cidr, "via", &via]).await,
-        None => Ok(()),
+async fn forget(known: &mut BTreeMap<String, Vec<Route>>, name: &str) -> Result<()> {
+    for (cidr, via) in known.remove(name).unwrap_or_default() {
+        run_program("ip", &["route", "del", &cidr, "via", &via]).await?;
     }
+    Ok(())
 }
 
-/// A node's pod CIDR and the address to reach it by.
-fn route(node: &Node) -> Option<(String, String)> {
-    let cidr = node.spec.as_ref()?.pod_cidr.clone()?;
-    let addresses = node.status.as_ref()?.addresses.as_ref()?;
-    let address = addresses.iter().find(|a| a.type_ == "InternalIP")?;
-    Some((cidr, address.address.clone()))
+/// A node's pod CIDRs, each with the node's address of its family.
+fn routes_to(node: &Node) -> Vec<Route> {
+    let cidrs = node.spec.iter().flat_map(|spec| &spec.pod_cidrs).flatten();
+    let addresses = || {
+        let all = node.status.iter().flat_map(|status| &status.addresses);
+        all.flatten().filter(|a| a.type_ == "InternalIP")
+    };
+    cidrs
+        .filter_map(|cidr| {
+            let family = |text: &str| text.contains(':');
+            let via = addresses().find(|a| family(&a.address) == family(cidr))?;
+            Some((cidr.clone(), via.address.clone()))
+        })
+        .collect()
 }

@@ -9,7 +9,7 @@
 //! server ended by itself    -> not Ready, started again
 //! ```
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,7 +81,8 @@ struct Sandbox {
     netns: String,
     cable: String,
     host_network: bool,
-    address: Ipv4Addr,
+    /// One of each family.
+    addresses: Vec<IpAddr>,
     since: Timestamp,
 }
 
@@ -104,7 +105,7 @@ impl Sandbox {
             name: pod.name_any(),
             netns,
             cable: format!("pod{short}"),
-            address: agent.address,
+            addresses: agent.node_addresses.clone(),
             client,
             agent,
             pods,
@@ -129,7 +130,7 @@ impl Sandbox {
         }
         let probe = Probe::of(&pod)?;
         if !self.host_network {
-            self.address = lock(&self.agent.addresses).take(&self.uid)?;
+            self.addresses = lock(&self.agent.addresses).take(&self.uid)?;
             self.wire().await?;
         }
         let mut restarts = 0;
@@ -145,20 +146,28 @@ impl Sandbox {
 
     /// Makes the pod's namespace and its cable to the node.
     async fn wire(&self) -> Result<()> {
-        let (netns, cable, address) = (&self.netns, &self.cable, self.address);
-        let gateway = lock(&self.agent.addresses).gateway();
-        let script = format!(
+        let (netns, cable) = (&self.netns, &self.cable);
+        let mut script = format!(
             "ip netns add {netns}
              ip link add {cable} type veth peer name eth0 netns {netns}
-             ip addr add {gateway}/32 dev {cable}
              ip link set {cable} up
-             ip route add {address} dev {cable}
              ip -n {netns} link set lo up
-             ip -n {netns} addr add {address}/32 dev eth0
-             ip -n {netns} link set eth0 up
-             ip -n {netns} route add {gateway} dev eth0
-             ip -n {netns} route add default via {gateway}"
+             ip -n {netns} link set eth0 up\n"
         );
+        let gateways = lock(&self.agent.addresses).gateways();
+        for (address, gateway) in self.addresses.iter().zip(gateways) {
+            let (length, nodad) = match address {
+                IpAddr::V4(_) => (32, ""),
+                IpAddr::V6(_) => (128, "nodad"),
+            };
+            script += &format!(
+                "ip addr add {gateway}/{length} dev {cable} {nodad}
+                 ip route add {address} dev {cable}
+                 ip -n {netns} addr add {address}/{length} dev eth0 {nodad}
+                 ip -n {netns} route add {gateway} dev eth0
+                 ip -n {netns} route add default via {gateway}\n"
+            );
+        }
         run_program("sh", &["-ec", &script])
             .await
             .context("make the pod's namespace")
@@ -247,7 +256,10 @@ impl Sandbox {
                     break;
                 }
                 () = sleep_until(probe_at) => {
-                    if probe.once(self.address.into()).await {
+                    let Some(&address) = self.addresses.first() else {
+                        anyhow::bail!("no address");
+                    };
+                    if probe.once(address).await {
                         (good, bad) = (good + 1, 0);
                         ready |= good >= probe.successes;
                     } else {
@@ -350,13 +362,16 @@ impl Sandbox {
         } else {
             json!({"terminated": {"exitCode": 0, "reason": "Completed", "finishedAt": now}, "running": null})
         };
-        let (address, node) = (self.address, self.agent.address);
+        let all = |addresses: &[IpAddr]| -> Vec<Value> {
+            addresses.iter().map(|ip| json!({"ip": ip})).collect()
+        };
+        let node = &self.agent.node_addresses;
         json!({
             "phase": if shown.running { "Running" } else { "Succeeded" },
-            "podIP": address,
-            "podIPs": [{"ip": address}],
-            "hostIP": node,
-            "hostIPs": [{"ip": node}],
+            "podIP": self.addresses.first(),
+            "podIPs": all(&self.addresses),
+            "hostIP": node.first(),
+            "hostIPs": all(node),
             "startTime": since,
             "conditions": [
                 condition("PodScheduled", true),

@@ -370,8 +370,8 @@ fn compare(lab: &Lab, figures: &mut Figures) -> Result<()> {
         p99.push(most[2] / most[0]);
         rate.push(rates[2] / rates[0]);
     }
-    figures.record("forward.first_packet_p50_vs_kubeproxy", median(p50));
-    figures.record("forward.first_packet_p99_vs_kubeproxy", median(p99));
-    figures.record("forward.conns_per_s_vs_kubeproxy", median(rate));
+    figures.note("forward.first_packet_p50_vs_kubeproxy", median(p50));
+    figures.note("forward.first_packet_p99_vs_kubeproxy", median(p99));
+    figures.note("forward.conns_per_s_vs_kubeproxy", median(rate));
     Ok(())
 }

@@ -203,7 +203,7 @@ pub(super) fn measure(figures: &mut Figures) -> Result<()> {
          forwarded, of which {cleared} moved"
     );
     let lost = sent.saturating_sub(translated) + by_flows.saturating_sub(forwarded);
-    figures.record(
+    figures.note(
         "forward.shrink_misses",
         f64::from(u32::try_from(missed.max(lost))?),
     );

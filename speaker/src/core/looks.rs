@@ -30,6 +30,7 @@ impl Core {
         self.bgp.listen();
         self.watch_peers().await;
         self.look_for_another();
+        self.look_for_silence();
         if self.turn.adopted() && (self.forwards() || ticks.is_multiple_of(LOOK)) {
             self.check_table().await;
         }
@@ -45,6 +46,12 @@ impl Core {
             self.show().await;
         }
         Ok(())
+    }
+
+    /// Endpoints on nodes that the segment calls silent are passed over.
+    pub(super) fn look_for_silence(&mut self) {
+        let nodes = self.silence.nodes(self.started.elapsed());
+        self.turn.hush(nodes);
     }
 
     /// Until the speaker that this one replaces has ended, it keeps the table as

@@ -55,8 +55,15 @@ type Offer<'a> = (&'a Endpoint, u16);
 
 /// Chooses endpoints as KEP-1669 says, within each policy's scope: those that
 /// are ready; if none is, those that terminate and still serve. Of the whole
-/// cluster's, hints may narrow down the ready ones.
-pub fn usable(cluster: &Cluster, key: &forward::ServiceKey, service: &Service, me: &str) -> Usable {
+/// cluster's, hints may narrow down the ready ones, and those on `silent` nodes
+/// are passed over.
+pub fn usable(
+    cluster: &Cluster,
+    key: &forward::ServiceKey,
+    service: &Service,
+    me: &str,
+    silent: &BTreeSet<String>,
+) -> Usable {
     let slices = cluster.slices.get(key);
     let zone = cluster.nodes.get(me).and_then(|node| node.zone());
     let ports = service
@@ -83,13 +90,12 @@ pub fn usable(cluster: &Cluster, key: &forward::ServiceKey, service: &Service, m
                 let terminating: Vec<_> = family().filter(|(e, _)| e.serving_terminating).collect();
                 let here = |(e, _): &Offer<'_>| e.node.as_deref() == Some(me);
 
-                let nearby = nearby(&ready, me, zone);
                 let chosen = if ready.is_empty() {
-                    &terminating
+                    audible(&terminating, me, silent)
                 } else {
-                    &nearby
+                    nearby(&audible(&ready, me, silent), me, zone)
                 };
-                usable.cluster.extend(targets(chosen, me));
+                usable.cluster.extend(targets(&chosen, me));
 
                 let ready_here: Vec<_> = ready.iter().copied().filter(here).collect();
                 let terminating_here: Vec<_> = terminating.iter().copied().filter(here).collect();
@@ -107,6 +113,24 @@ pub fn usable(cluster: &Cluster, key: &forward::ServiceKey, service: &Service, m
         })
         .collect();
     Usable { ports }
+}
+
+/// Of endpoints, those on nodes that are not silent, unless most nodes that
+/// have some are: then it is the segment's word that is in doubt.
+fn audible<'a>(all: &[Offer<'a>], me: &str, silent: &BTreeSet<String>) -> Vec<Offer<'a>> {
+    let is_silent = |(e, _): &Offer<'_>| {
+        let node = e.node.as_deref().filter(|node| *node != me);
+        node.is_some_and(|node| silent.contains(node))
+    };
+    let nodes = |wanted: bool| -> BTreeSet<Option<&str>> {
+        let some = all.iter().filter(|offer| is_silent(offer) == wanted);
+        some.map(|(e, _)| e.node.as_deref()).collect()
+    };
+    if nodes(true).len() > nodes(false).len() {
+        return all.to_vec();
+    }
+    let rest = all.iter().copied();
+    rest.filter(|offer| !is_silent(offer)).collect()
 }
 
 /// Of ready endpoints, those that the hints mean for this node; else those

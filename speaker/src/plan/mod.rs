@@ -104,7 +104,7 @@ pub fn plan_service(
     let Some(service) = cluster.services.get(key) else {
         return plan;
     };
-    let usable = usable(cluster, key, service, me);
+    let usable = usable(cluster, key, service, me, &settings.silent);
     plan.health = health::check(service, &usable, settings);
     let addresses: Vec<_> = match service.kind {
         ServiceKind::LoadBalancer => cluster.addresses(key).collect(),

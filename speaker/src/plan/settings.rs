@@ -50,6 +50,8 @@ pub struct Settings {
     pub node_port_networks: Vec<IpNet>,
     /// What the speaker has found on its node.
     pub surroundings: Surroundings,
+    /// Nodes that the segment calls silent.
+    pub silent: BTreeSet<String>,
 }
 
 impl Settings {

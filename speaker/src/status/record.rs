@@ -168,6 +168,12 @@ impl Recorder {
                     "another node answers, but its HELLO does not come: frames to groups are filtered on the way"
                 );
             }
+            Event::PeerHeard { node, interface } => {
+                tracing::info!(node, interface, "a node is heard on the segment");
+            }
+            Event::PeerSilent { node, interface } => {
+                tracing::warn!(node, interface, "a node fell silent on the segment");
+            }
             Event::Unblocked { address, .. } => {
                 tracing::info!(%address, "the foreign host is gone");
             }

@@ -317,3 +317,43 @@ fn without_a_change_a_turn_has_nothing_to_do() {
     world.settle();
     assert_eq!(world.0.begin(), Begun::default());
 }
+
+#[test]
+fn silent_nodes_concern_only_the_services_that_have_endpoints_there() {
+    let mut world = World::new();
+    world.service("web", 10);
+    world.service("db", 11);
+    world.endpoints("web", &[1]);
+    world.endpoints("db", &[2]);
+    let elsewhere = |pod: u8| Endpoint {
+        address: IpAddr::from([10, 244, 2, pod]),
+        node: Some("n2".into()),
+        ready: true,
+        serving_terminating: false,
+        hints: None,
+    };
+    let slice = Slice {
+        ports: [((String::new(), Protocol::Tcp), 8080)].into(),
+        endpoints: vec![elsewhere(3)],
+        names: false,
+    };
+    world
+        .0
+        .take(Change::Slice(key("web-2"), Some((key("web"), slice))));
+    world.settle();
+    let endpoints = |begun: &Begun| {
+        let service = begun.forward.services[&key("web")].clone().unwrap();
+        service.ports[0].endpoints.len()
+    };
+
+    world.0.hush(["n2".to_owned()].into());
+    let (begun, _) = world.settle();
+    assert_eq!(begun.forward.services.len(), 1);
+    assert_eq!(endpoints(&begun), 1);
+    assert_eq!(world.announced().len(), 4, "nothing is withdrawn for it");
+    world.0.hush(["n2".to_owned()].into());
+    assert!(!world.0.is_due());
+    world.0.hush(BTreeSet::new());
+    let (begun, _) = world.settle();
+    assert_eq!(endpoints(&begun), 2);
+}

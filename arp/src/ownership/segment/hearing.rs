@@ -16,6 +16,7 @@ use super::super::machine::Trigger;
 use super::{Output, Segment};
 use crate::frame::Arp;
 use crate::time::Instant;
+use crate::types::Event;
 
 /// Hosts that are remembered. Some switches shut a port on which more than 15
 /// ARP frames a second come in (Dynamic ARP Inspection).
@@ -106,6 +107,18 @@ impl Segment {
         for host in self.hearing.hosts.iter().rev().take(most) {
             let probe = Arp::probe(mac, *host).frame();
             self.outputs.push_back(Output::Frame(probe));
+        }
+    }
+
+    /// Tells who is heard and who is not, as far as that is news.
+    pub(super) fn tell_peers(&mut self, now: Instant) {
+        let hears = self.hears(now);
+        for (node, heard) in self.peers.news(hears) {
+            let node = node.to_string();
+            self.tell(|interface| match heard {
+                true => Event::PeerHeard { node, interface },
+                false => Event::PeerSilent { node, interface },
+            });
         }
     }
 

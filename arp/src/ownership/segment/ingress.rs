@@ -182,7 +182,7 @@ impl Segment {
             Err(Refused::Full) => return self.count("too_many_peers"),
         };
         if let Body::Hello { leaving: true, .. } = message.body {
-            let orphans = self.peers.bury(mac);
+            let orphans = self.peers.leave(mac);
             self.reconsider_all(orphans, Duration::ZERO, Cause::OwnerLeft, now);
             self.peers.clear(mac);
             return;
@@ -279,6 +279,9 @@ impl Segment {
             Body::SyncAnswer { from, to, entries } => self.synced(mac, (from, to), entries, now),
         }
         self.reconsider_all(void, Duration::ZERO, Cause::OwnerReleased, now);
+        if silent || deaf {
+            self.tell_peers(now);
+        }
     }
 
     /// A peer knows a later life of this node: the clock was set back between

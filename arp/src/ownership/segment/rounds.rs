@@ -94,5 +94,6 @@ impl Segment {
             let hears = self.hears(now);
             self.step(address, Trigger::Due { hears }, now);
         }
+        self.tell_peers(now);
     }
 }

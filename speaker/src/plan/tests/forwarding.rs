@@ -415,3 +415,52 @@ fn where_others_forward_the_address_is_announced_all_the_same() {
         );
     }
 }
+
+#[test]
+fn endpoints_on_silent_nodes_are_passed_over_unless_most_are_silent() {
+    let mut fixture = Fixture::new();
+    let (near, far, last) = (
+        endpoint("10.244.1.5", "n1"),
+        endpoint("10.244.2.6", "n2"),
+        endpoint("10.244.3.7", "n3"),
+    );
+    let all = vec![near.clone(), far.clone(), last.clone()];
+    let two = vec![far.clone(), last.clone()];
+    let gone = vec![
+        terminating("10.244.2.6", "n2"),
+        terminating("10.244.3.7", "n3"),
+    ];
+    type Case<'a> = (&'a [Endpoint], &'a [&'a str], &'a [u8]);
+    let cases: [Case<'_>; 8] = [
+        (&all, &["n2"], &[5, 7]),
+        // Two of three: it is the segment's word that is in doubt.
+        (&all, &["n2", "n3"], &[5, 6, 7]),
+        // This node knows better of itself.
+        (&all, &["n1"], &[5, 6, 7]),
+        (&all, &["n9"], &[5, 6, 7]),
+        (&two, &["n2"], &[7]),
+        (&two, &["n2", "n3"], &[6, 7]),
+        (&two[..1], &["n2"], &[6]),
+        (&gone, &["n2"], &[7]),
+    ];
+    for (endpoints, silent, expected) in cases {
+        fixture.endpoints(endpoints.to_vec());
+        let settings = Settings {
+            silent: silent.iter().map(|node| (*node).to_owned()).collect(),
+            ..Settings::default()
+        };
+        let plan = planned(&fixture, "n1", &settings);
+        let port = plan.forward.unwrap().ports.remove(0);
+        let octets = port.endpoints.iter().map(|e| match e.address {
+            IpAddr::V4(v4) => v4.octets()[3],
+            IpAddr::V6(v6) => v6.octets()[15],
+        });
+        let octets: Vec<u8> = octets.collect();
+        assert_eq!(octets, expected, "{silent:?} of {endpoints:?}");
+        assert!(
+            plan.verdicts
+                .iter()
+                .all(|verdict| verdict.refused.is_none())
+        );
+    }
+}
