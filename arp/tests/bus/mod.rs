@@ -308,18 +308,6 @@ impl Bus {
             .collect()
     }
 
-    /// The nodes that were told to be heard (`true`) or silent since `since`.
-    pub(crate) fn told_of_peers(&self, index: usize, since: Instant) -> Vec<(String, bool)> {
-        let told = self.peers.iter();
-        told.filter(|(at, of, _)| *at >= since && *of == index)
-            .filter_map(|(_, _, event)| match event {
-                Event::PeerHeard { node, .. } => Some((node.clone(), true)),
-                Event::PeerSilent { node, .. } => Some((node.clone(), false)),
-                _ => None,
-            })
-            .collect()
-    }
-
     /// Puts a frame on the wire as if node `from` had sent it.
     pub(crate) fn inject(&mut self, from: usize, frame: &[u8]) {
         self.transmit(from, frame);
