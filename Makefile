@@ -73,7 +73,7 @@ image-check: image ## builds the image once more in another folder: the digests 
 	@image/check
 
 .PHONY: bench
-bench: bench-path bench-bgp bench-bfd bench-flood bench-forward bench-ipam ## all benchmarks
+bench: bench-path bench-bgp bench-bfd bench-flood bench-forward bench-ipam bench-l2 ## all benchmarks
 
 .PHONY: bench-bgp
 bench-bgp: lab-tools ## BGP beside BIRD and FRR: packing, 100,000 routes, one change to the kernel, memory
@@ -101,6 +101,10 @@ bench-path: lab-tools build ## the whole path in the lab: times to address and a
 .PHONY: bench-ipam
 bench-ipam: lab-tools build ## addresses: 1,000 and 10,000 Services beside MetalLB, writes, memory, the allocator alone
 	@target/release/bellrock-lab bench-ipam
+
+.PHONY: bench-l2
+bench-l2: lab-tools build ## the segment: pulled cables, moves, drains, rollouts, crashes, floods, beside MetalLB
+	@target/release/bellrock-lab bench-l2 $(BENCH_FLAGS)
 
 .PHONY: fault-ipam
 fault-ipam: lab-tools build ## ten minutes of killed, frozen and cut-off controllers; no address may move (FAULT_FLAGS: see --help)

@@ -126,6 +126,8 @@ pub enum Event {
         epoch: u64,
         /// Why it was claimed.
         cause: Cause,
+        /// The other node that was known to have it last.
+        from: Option<String>,
         /// Where.
         interface: String,
     },

@@ -48,6 +48,7 @@ fn a_node_alone_claims_after_listening_and_stays_owner() {
         address: V(),
         epoch: BASE + 1,
         cause: Cause::FirstClaim,
+        from: None,
         interface: "eth0".to_owned(),
     };
     assert_eq!(bus.events_of(0, Instant(0)), [owned]);
@@ -111,7 +112,8 @@ fn when_the_owner_dies_exactly_one_successor_claims_within_the_bound() {
         assert!(
             matches!(
                 &events[..],
-                [Event::Owned { cause: Cause::OwnerSilent, epoch, .. }] if *epoch == BASE + 2
+                [Event::Owned { cause: Cause::OwnerSilent, epoch, from: Some(from), .. }]
+                    if *epoch == BASE + 2 && *from == bus::name(0)
             ),
             "{events:?}"
         );

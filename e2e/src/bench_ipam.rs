@@ -19,8 +19,7 @@ use crate::bellrock::Workload;
 use crate::cluster::{ApiOptions, KubeProxy};
 use crate::figures::{Figures, Target, Wanted, percentile};
 use crate::lab::{Lab, Options};
-use crate::parts::{self, Part};
-use crate::process::Task;
+use crate::metallb;
 use crate::suite::NAMESPACE;
 use flood::Flood;
 
@@ -117,11 +116,11 @@ fn measure(lab: &Lab, args: &Args, figures: &mut Figures) -> Result<()> {
 
     // The same for MetalLB's.
     flood.create(1_000)?;
-    prepare_metallb(lab)?;
+    metallb::install(lab, &["10.33.0.0/16"], &json!({}))?;
     flood.begin();
-    let metallb = start_metallb(lab)?;
+    let theirs = metallb::controller(lab)?;
     figures.note("ipam.pending_1000_metallb_s", flood.until_addressed(1_000)?);
-    metallb.kill9()?;
+    theirs.kill9()?;
     flood.delete_all()?;
 
     // Ten times as many.
@@ -182,81 +181,6 @@ fn clear(lab: &Lab, flood: &Flood<'_>) -> Result<()> {
         ensure!(left.items.is_empty(), "some are left");
         Ok(())
     })
-}
-
-const METALLB: &str = "metallb-system";
-
-/// MetalLB's kinds, a pool of the same size, and an L2Advertisement.
-fn prepare_metallb(lab: &Lab) -> Result<()> {
-    parts::ensure(&[Part::Metallb], &|line| eprintln!("{line}"))?;
-    let source = parts::source(Part::Metallb, "go.universe.tf/metallb")?;
-    let crds = source.join("config/crd/bases").display().to_string();
-    lab.kubectl(&["apply", "--server-side", "-f", &crds])?;
-    lab.kubectl(&[
-        "wait",
-        "--for=condition=Established",
-        "--timeout=60s",
-        "crd",
-        "--all",
-    ])?;
-    lab.kubectl(&["create", "namespace", METALLB])?;
-    // It looks for the Deployment that it runs as.
-    let labels = json!({ "app": "metallb" });
-    let deployment = json!({
-        "apiVersion": "apps/v1", "kind": "Deployment",
-        "metadata": { "name": "controller", "namespace": METALLB },
-        "spec": {
-            "replicas": 0, "selector": { "matchLabels": labels },
-            "template": {
-                "metadata": { "labels": labels },
-                "spec": { "containers": [{ "name": "controller", "image": "none" }] },
-            },
-        },
-    });
-    lab.apply(&deployment.to_string())?;
-    let object = |kind: &str, spec: serde_json::Value| {
-        json!({
-            "apiVersion": "metallb.io/v1beta1", "kind": kind,
-            "metadata": { "name": "main", "namespace": METALLB }, "spec": spec,
-        })
-        .to_string()
-    };
-    lab.apply(&object(
-        "IPAddressPool",
-        json!({ "addresses": ["10.33.0.0/16"] }),
-    ))?;
-    lab.apply(&object("L2Advertisement", json!({})))?;
-    Ok(())
-}
-
-/// MetalLB's controller, with all rights.
-fn start_metallb(lab: &Lab) -> Result<std::sync::Arc<crate::process::Process>> {
-    let env = [
-        ("METALLB_NAMESPACE", METALLB.to_owned()),
-        ("METALLB_DEPLOYMENT", "controller".to_owned()),
-        ("METALLB_ML_SECRET_NAME", "memberlist".to_owned()),
-        (
-            "KUBECONFIG",
-            lab.cluster.identity("admin").display().to_string(),
-        ),
-    ];
-    lab.start_process(
-        "cp",
-        Task {
-            name: "metallb-controller".to_owned(),
-            program: parts::path(Part::Metallb)?,
-            args: [
-                "--port=7472",
-                "--log-level=info",
-                "--webhook-mode=disabled",
-                "--disable-cert-rotation=true",
-            ]
-            .map(Into::into)
-            .to_vec(),
-            env: env.map(|(name, value)| (name.to_owned(), value)).into(),
-            ..Task::default()
-        },
-    )
 }
 
 #[cfg(test)]

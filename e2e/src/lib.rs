@@ -23,6 +23,8 @@ pub mod bench;
 pub mod bench_forward;
 #[cfg(feature = "lab")]
 pub mod bench_ipam;
+#[cfg(feature = "lab")]
+pub mod bench_l2;
 pub mod bird;
 pub mod capture;
 #[cfg(feature = "lab")]
@@ -47,6 +49,8 @@ pub mod gobgp;
 pub mod ground;
 #[cfg(feature = "lab")]
 pub mod lab;
+#[cfg(feature = "lab")]
+pub mod metallb;
 pub mod metrics;
 pub mod netns;
 #[cfg(feature = "lab")]

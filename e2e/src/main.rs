@@ -20,7 +20,8 @@ use bellrock_e2e::lab::{Lab, Options, default_topology, lab_program};
 use bellrock_e2e::parts::{self, Part};
 use bellrock_e2e::topology::Role;
 use bellrock_e2e::{
-    agent, bench, bench_forward, bench_ipam, clab, demo, echo, fault, ground, probe, suite,
+    agent, bench, bench_forward, bench_ipam, bench_l2, clab, demo, echo, fault, ground, probe,
+    suite,
 };
 use clap::{Parser, Subcommand};
 
@@ -65,6 +66,9 @@ enum Subject {
     Bench(bench::Args),
     /// Measure how fast addresses are given, beside MetalLB
     BenchIpam(bench_ipam::Args),
+    /// Measure how long an address is silent when its node fails, and what
+    /// moves, drains, rollouts and crashes cost
+    BenchL2(bench_l2::Args),
     /// Churn Services under two controllers that are killed, frozen and cut
     /// off, and check by the audit log that no address moved or leaked
     FaultIpam(fault::Args),
@@ -151,6 +155,7 @@ fn main() -> ExitCode {
         Subject::Cluster(args) => clab::run(&args),
         Subject::Bench(args) => bench::run(&args),
         Subject::BenchIpam(args) => bench_ipam::run(&args),
+        Subject::BenchL2(args) => bench_l2::run(&args),
         Subject::FaultIpam(args) => fault::run(&args),
         Subject::BenchForward(args) => bench_forward::run(&args),
         Subject::Peer(args) => bench_forward::peer::run(&args),

@@ -2,7 +2,7 @@
 //! API server. Tests and the demo judge by these, never by our own logs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -85,7 +85,8 @@ impl Lab {
     }
 
     /// The node whose hardware address a client has in its neighbour table.
-    pub fn neighbour(&self, client: &str, address: Ipv4Addr) -> Result<String> {
+    pub fn neighbour(&self, client: &str, address: impl Into<IpAddr>) -> Result<String> {
+        let address = address.into();
         let entries = json(
             &self
                 .host(client)

@@ -43,6 +43,8 @@ pub enum Part {
     Containerlab,
     /// MetalLB's controller, to measure beside ours.
     Metallb,
+    /// MetalLB's speaker.
+    MetallbSpeaker,
     /// A router that our BGP is tested against.
     Gobgpd,
     /// Its command line.
@@ -51,7 +53,7 @@ pub enum Part {
 
 impl Part {
     /// All of them, in the order they are built.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Etcd,
         Self::Apiserver,
         Self::ControllerManager,
@@ -62,6 +64,7 @@ impl Part {
         Self::Kubelet,
         Self::Containerlab,
         Self::Metallb,
+        Self::MetallbSpeaker,
         Self::Gobgpd,
         Self::Gobgp,
     ];
@@ -90,6 +93,7 @@ impl Part {
             Self::Kubelet => "kubelet",
             Self::Containerlab => "containerlab",
             Self::Metallb => "metallb-controller",
+            Self::MetallbSpeaker => "metallb-speaker",
             Self::Gobgpd => "gobgpd",
             Self::Gobgp => "gobgp",
         }
@@ -105,7 +109,7 @@ impl Part {
             Self::Etcd => &ETCD,
             Self::Helm => &HELM,
             Self::Containerlab => &CONTAINERLAB,
-            Self::Metallb => &METALLB,
+            Self::Metallb | Self::MetallbSpeaker => &METALLB,
             Self::Gobgpd | Self::Gobgp => &GOBGP,
             _ => &KUBERNETES,
         }
@@ -117,6 +121,7 @@ impl Part {
             Self::Helm => "helm.sh/helm/v3/cmd/helm".to_owned(),
             Self::Containerlab => "github.com/srl-labs/containerlab".to_owned(),
             Self::Metallb => "go.universe.tf/metallb/controller".to_owned(),
+            Self::MetallbSpeaker => "go.universe.tf/metallb/speaker".to_owned(),
             Self::Gobgpd | Self::Gobgp => format!("github.com/osrg/gobgp/v4/cmd/{}", self.name()),
             _ => format!("k8s.io/kubernetes/cmd/{}", self.name()),
         }
@@ -126,7 +131,11 @@ impl Part {
     const fn about(self) -> &'static str {
         match self {
             Self::Apiserver => "4 minutes",
-            Self::ControllerManager | Self::Helm | Self::Containerlab | Self::Metallb => "1 minute",
+            Self::ControllerManager
+            | Self::Helm
+            | Self::Containerlab
+            | Self::Metallb
+            | Self::MetallbSpeaker => "1 minute",
             _ => "20 seconds",
         }
     }

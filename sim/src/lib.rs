@@ -91,6 +91,27 @@ pub fn run(seed: u64, trace: bool) -> Report {
     }
 }
 
+/// Frames that a node sends a second in a cluster of so many, with a hundred
+/// addresses and faults as in any other run.
+pub fn frames_per_second(nodes: usize) -> f64 {
+    let mut rng = Rng::new(100);
+    let length = Duration::from_secs(70);
+    let (vips, switches) = (100, 3);
+    let ground = Ground {
+        nodes,
+        vips,
+        trunks: switches - 1,
+    };
+    let window = (Duration::from_secs(6), Duration::from_secs(55));
+    let faults = fault::schedule(&mut rng, &ground, 5, window);
+    let sizes = (nodes, vips, switches);
+    let mut world = World::assemble(Timers::default(), rng, sizes, faults, false);
+    world.run(Instant::from_start(length));
+    let count = |n: u64| u32::try_from(n).map_or(f64::INFINITY, f64::from);
+    let nodes = u64::try_from(nodes).unwrap_or(u64::MAX);
+    count(world.frames) / count(nodes) / length.as_secs_f64()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,6 +3,7 @@
 //! What to do, and in which order, is [`Turn`]'s; this is the wiring.
 
 mod looks;
+mod moves;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -12,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use bellrock_api::NodeReason;
 use bellrock_api::reason::AnnouncementReason as Reason;
-use bellrock_forward::{Report, ServiceKey};
+use bellrock_forward::{Report, SecondChance, ServiceKey};
 use tokio::sync::{mpsc, watch as channel};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +21,9 @@ use tokio_util::sync::CancellationToken;
 use crate::apply::bfd::Bfd;
 use crate::apply::bgp::Bgp;
 use crate::apply::forward::Forwarding;
+use crate::apply::kernels::Kernels;
 use crate::apply::l2::L2;
+use crate::chances::Chances;
 use crate::cluster::PeerPassword;
 use crate::health_check::HealthChecks;
 use crate::plan::{self, Settings};
@@ -87,7 +90,11 @@ pub struct Core {
     /// What the routing table says about sessions that are not up.
     hints: BTreeMap<String, &'static str>,
     silence: Silence,
-    /// What its times count from.
+    chances: Chances,
+    /// The second chances in force.
+    given: BTreeMap<IpAddr, SecondChance>,
+    kernels: Kernels,
+    /// What the times of these count from.
     started: Instant,
     /// The node was leaving at the last turn.
     leaving: bool,
@@ -115,6 +122,9 @@ impl Core {
             invalid: BTreeMap::new(),
             hints: BTreeMap::new(),
             silence: Silence::default(),
+            chances: Chances::default(),
+            given: BTreeMap::new(),
+            kernels: Kernels::default(),
             started: Instant::now(),
             leaving: false,
             stale: true,
@@ -131,6 +141,7 @@ impl Core {
         stop: CancellationToken,
     ) -> Result<()> {
         let mut batch = Vec::with_capacity(UPDATES_PER_TURN);
+        let mut events = Vec::new();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut ticks: u32 = 0;
@@ -145,15 +156,23 @@ impl Core {
                         self.take(update);
                     }
                 }
-                event = ownership.recv() => {
-                    let Some(event) = event else {
+                count = ownership.recv_many(&mut events, UPDATES_PER_TURN) => {
+                    if count == 0 {
                         bail!("the thread that answers on the segment has ended");
-                    };
-                    if self.silence.take(&event, self.started.elapsed()) {
-                        self.look_for_silence();
                     }
-                    self.edges.recorder.ownership(self.turn.cluster(), event);
-                    self.stale = true;
+                    for event in events.drain(..) {
+                        self.hear(event);
+                    }
+                    self.look_for_silence();
+                    self.give_chances().await?;
+                    self.ask_kernels();
+                }
+                Some((node, lives)) = self.kernels.answer() => {
+                    if !lives {
+                        self.chances.died(&node);
+                        self.give_chances().await?;
+                    }
+                    continue;
                 }
                 event = self.bfd.event() => {
                     let Some((peer, change)) = event else {
@@ -176,6 +195,7 @@ impl Core {
                     self.look_around().await;
                 }
                 self.make_turn().await?;
+                self.give_chances().await?;
                 if self.turn.adopted() != adopted {
                     self.show().await;
                 }

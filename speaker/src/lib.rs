@@ -18,6 +18,7 @@
 
 pub mod apply;
 mod ask;
+pub mod chances;
 pub mod cluster;
 pub mod convert;
 pub mod core;

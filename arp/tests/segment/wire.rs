@@ -132,6 +132,7 @@ fn the_client_gets_the_owners_hardware_address_and_wireshark_reads_every_frame()
         address: V4,
         epoch,
         cause: Cause::FirstClaim,
+        from: None,
         interface,
     };
     assert_eq!(event, owned);

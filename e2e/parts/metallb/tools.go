@@ -1,6 +1,9 @@
 //go:build tools
 
-// Package parts pins the MetalLB whose controller the allocator is measured beside.
+// Package parts pins the MetalLB that ours is measured beside.
 package parts
 
-import _ "go.universe.tf/metallb/controller"
+import (
+	_ "go.universe.tf/metallb/controller"
+	_ "go.universe.tf/metallb/speaker"
+)

@@ -6,13 +6,15 @@
 //!     map previous { type ipv4_addr . iface_index : ipv4_addr; flags timeout; }
 //!     chain second_chance {
 //!         type filter hook prerouting priority -150;
-//!         ct state new tcp flags ! syn,rst dup to ip daddr . iif map @previous device iif counter drop
+//!         ct state new tcp flags ! syn,rst ip ttl & 0xfe != 0 dup to ip daddr . iif map @previous device iif counter drop
 //!     }
 //! }
 //! ```
 //!
 //! The hook is after connection tracking, which says whether the connection is
-//! known here, and before any translation. Elements end by themselves, also
+//! known here, and before any translation. A copy has one hop less to live, which
+//! ends what goes round between nodes that name each other: the kernel itself
+//! would count on from 0 to 255. Elements end by themselves, also
 //! when no one is left to remove them.
 #![deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used)]
 
@@ -72,6 +74,11 @@ fn copy(family: Family) -> Rule {
     const NEW: u32 = 0x8;
     const SYN_OR_RST: u8 = 0x6;
     const TCP: u8 = 6;
+    // The byte of `ttl` or `hop limit`.
+    let hops = match family {
+        Family::V4 => 8,
+        Family::V6 => 7,
+    };
     layout::rule([
         vec![
             Expr::LoadCt(Ct::State, at(0)),
@@ -88,6 +95,14 @@ fn copy(family: Family) -> Rule {
             },
             Expr::AndByte(at(0), SYN_OR_RST),
             Expr::Equal(at(0), vec![0]),
+            Expr::Payload {
+                header: Header::Network,
+                offset: hops,
+                len: 1,
+                to: at(0),
+            },
+            Expr::AndByte(at(0), !1),
+            Expr::NotEqual(at(0), vec![0]),
             layout::destination(family, at(0)),
             Expr::LoadMeta(Meta::Iif, at(words(family))),
             Expr::Lookup {

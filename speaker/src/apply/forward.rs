@@ -2,11 +2,12 @@
 //! a first load of many Services takes a while.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use bellrock_forward::{Forwarder, Node, Report, Service, ServiceKey};
+use bellrock_forward::{Forwarder, Node, Report, SecondChance, Service, ServiceKey};
 use tokio::sync::oneshot;
 
 use crate::plan::Forwarding as Mode;
@@ -17,10 +18,14 @@ const LOOK: Duration = Duration::from_millis(250);
 
 type Reply = oneshot::Sender<Result<Report, bellrock_forward::Error>>;
 
+/// Addresses that cannot have a second chance, and why.
+type Refusals = oneshot::Sender<Result<BTreeMap<IpAddr, String>, bellrock_forward::Error>>;
+
 enum Request {
     Sync(Node, BTreeMap<ServiceKey, Service>, Reply),
     Apply(BTreeMap<ServiceKey, Option<Service>>, Reply),
     SetNode(Node, Reply),
+    Chances(BTreeMap<IpAddr, SecondChance>, Refusals),
     Check(Reply),
 }
 
@@ -90,6 +95,20 @@ impl Forwarding {
         self.ask(Request::Check).await
     }
 
+    /// Gives these addresses a second chance, and no others; those that cannot
+    /// have one, and why.
+    pub async fn set_second_chances(
+        &self,
+        chances: BTreeMap<IpAddr, SecondChance>,
+    ) -> Result<BTreeMap<IpAddr, String>> {
+        let (reply, answer) = oneshot::channel();
+        self.requests
+            .send(Request::Chances(chances, reply))
+            .ok()
+            .context("the forwarding thread has ended")?;
+        Ok(answer.await.context("the forwarding thread has ended")??)
+    }
+
     async fn ask(&self, request: impl FnOnce(Reply) -> Request) -> Result<Report> {
         let (reply, answer) = oneshot::channel();
         // The queue holds a few requests and one caller waits for each answer,
@@ -116,6 +135,10 @@ fn serve(mut forwarder: Forwarder, queue: &mpsc::Receiver<Request>) {
             Ok(Request::Sync(node, services, reply)) => (forwarder.sync(&node, &services), reply),
             Ok(Request::Apply(changes, reply)) => (forwarder.apply(changes), reply),
             Ok(Request::SetNode(node, reply)) => (forwarder.set_node(&node), reply),
+            Ok(Request::Chances(chances, reply)) => {
+                let _ = reply.send(forwarder.set_second_chances(&chances));
+                continue;
+            }
             Ok(Request::Check(reply)) => {
                 let result = check(&mut forwarder);
                 (
@@ -143,10 +166,17 @@ fn serve(mut forwarder: Forwarder, queue: &mpsc::Receiver<Request>) {
 /// one takes over from may put its table back once more before it ends.
 fn stay_away(queue: &mpsc::Receiver<Request>) {
     while let Ok(request) = queue.recv() {
+        if let Request::Chances(_, reply) = request {
+            let _ = reply.send(Ok(BTreeMap::new()));
+            continue;
+        }
         let (Request::Sync(_, _, reply)
         | Request::Apply(_, reply)
         | Request::SetNode(_, reply)
-        | Request::Check(reply)) = request;
+        | Request::Check(reply)) = request
+        else {
+            continue;
+        };
         let _ = reply.send(Forwarder::remove_table().map(|()| Report::default()));
     }
 }

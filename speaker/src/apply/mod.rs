@@ -5,4 +5,5 @@
 pub mod bfd;
 pub mod bgp;
 pub mod forward;
+pub mod kernels;
 pub mod l2;

@@ -31,6 +31,8 @@ impl Core {
         self.watch_peers().await;
         self.look_for_another();
         self.look_for_silence();
+        self.give_chances().await?;
+        self.ask_kernels();
         if self.turn.adopted() && (self.forwards() || ticks.is_multiple_of(LOOK)) {
             self.check_table().await;
         }
@@ -46,12 +48,6 @@ impl Core {
             self.show().await;
         }
         Ok(())
-    }
-
-    /// Endpoints on nodes that the segment calls silent are passed over.
-    pub(super) fn look_for_silence(&mut self) {
-        let nodes = self.silence.nodes(self.started.elapsed());
-        self.turn.hush(nodes);
     }
 
     /// Until the speaker that this one replaces has ended, it keeps the table as

@@ -106,9 +106,10 @@ impl Recorder {
                 address,
                 epoch,
                 cause,
+                from,
                 interface,
             } => {
-                tracing::info!(%address, epoch, %cause, interface, "owns the address");
+                tracing::info!(%address, epoch, %cause, from, interface, "owns the address");
                 let since = Timestamp::now();
                 self.note(
                     cluster,

@@ -132,9 +132,10 @@ impl Machine {
         if !keep {
             self.epoch = self.highest.saturating_add(1);
         }
+        let mut from = String::new();
         if self.epoch > self.highest {
             self.highest = self.epoch;
-            self.claimant.clear();
+            from = std::mem::take(&mut self.claimant);
         }
         self.phase = Phase::Own {
             since: now,
@@ -145,7 +146,8 @@ impl Machine {
         self.defended = None;
         self.reasserted = None;
         self.unblock(actions);
-        actions.push(Action::Owned(self.cause.unwrap_or(Cause::FirstClaim)));
+        let cause = self.cause.unwrap_or(Cause::FirstClaim);
+        actions.push(Action::Owned { cause, from });
         actions.push(Action::Claim);
         actions.push(Action::Transmit);
     }

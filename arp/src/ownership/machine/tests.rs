@@ -210,7 +210,7 @@ fn describe(machine: &Machine, actions: &[Action]) -> String {
             Action::HandOver(PEER) => "hand-over".to_owned(),
             Action::GiveOn => "give-on".to_owned(),
             Action::Reconsider => "reconsider".to_owned(),
-            Action::Owned(cause) => format!("Owned({cause})"),
+            Action::Owned { cause, .. } => format!("Owned({cause})"),
             Action::Lost(cause, to) => {
                 format!(
                     "Lost({cause}{})",

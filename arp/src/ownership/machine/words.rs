@@ -118,7 +118,11 @@ pub(in crate::ownership) enum Action {
     /// See whether it is unowned.
     Reconsider,
     /// This node answers from now on.
-    Owned(Cause),
+    Owned {
+        cause: Cause,
+        /// Who was known to have it; empty: nobody.
+        from: String,
+    },
     /// This node answers no more.
     Lost(Cause, Option<String>),
     /// A foreign host keeps this node from claiming.

@@ -72,14 +72,17 @@ impl Segment {
                 };
                 self.reconsider(address, Duration::ZERO, cause, now);
             }
-            Action::Owned(cause) => {
+            Action::Owned { cause, from } => {
                 let epoch = self.claim_of(address).unwrap_or_default();
                 self.count("claims");
                 self.moved_here(address, cause, now);
+                let other = !from.is_empty() && from != self.config.node;
+                let from = other.then_some(from);
                 self.tell(|interface| Event::Owned {
                     address,
                     epoch,
                     cause,
+                    from,
                     interface,
                 });
             }
