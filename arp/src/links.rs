@@ -37,10 +37,27 @@ impl Interface {
     /// Whether the interface has an address of the family of `address`. Every
     /// interface has an IPv6 link-local one, so that says nothing.
     fn speaks_family_of(&self, address: IpAddr) -> bool {
-        self.addresses.iter().any(|(own, _)| match own {
-            IpAddr::V4(_) => address.is_ipv4(),
-            IpAddr::V6(own) => address.is_ipv6() && !own.is_unicast_link_local(),
+        self.addresses
+            .iter()
+            .any(|(own, _)| tells(*own) && own.is_ipv4() == address.is_ipv4())
+    }
+
+    /// Whether there are others on the link with addresses of that family, as
+    /// far as its own tell. A host's /32 is the end of a pod's cable, or a
+    /// tunnel's, on each node another.
+    fn has_subnet_of_family(&self, address: IpAddr) -> bool {
+        self.addresses.iter().any(|(own, length)| {
+            let whole = if own.is_ipv4() { 32 } else { 128 };
+            tells(*own) && own.is_ipv4() == address.is_ipv4() && *length < whole
         })
+    }
+}
+
+/// Whether an interface's own address says of which family it is.
+fn tells(own: IpAddr) -> bool {
+    match own {
+        IpAddr::V4(_) => true,
+        IpAddr::V6(own) => !own.is_unicast_link_local(),
     }
 }
 
@@ -60,7 +77,8 @@ fn in_subnet(own: IpAddr, length: u8, address: IpAddr) -> bool {
 }
 
 /// The interfaces that serve `address`: those whose subnet contains it; if
-/// there is none, all that have an address of its family.
+/// there is none, all that have a subnet of its family, or those that are named
+/// and have an address of it.
 pub(crate) fn serving(
     address: IpAddr,
     assignment: &Assignment,
@@ -80,7 +98,10 @@ pub(crate) fn serving(
         .collect();
     if near.is_empty() {
         allowed()
-            .filter(|i| i.speaks_family_of(address))
+            .filter(|i| match assignment.interfaces {
+                Some(_) => i.speaks_family_of(address),
+                None => i.has_subnet_of_family(address),
+            })
             .map(|i| i.index)
             .collect()
     } else {

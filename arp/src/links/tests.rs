@@ -229,7 +229,7 @@ fn a_subnet_has_the_bits_that_its_length_says() {
 }
 
 #[test]
-fn an_address_is_served_where_its_subnet_is_else_everywhere() {
+fn an_address_is_served_where_its_subnet_is_else_where_any_is() {
     let interface = |index: u32, name: &str, own: &[(&str, u8)]| Interface {
         index,
         name: name.to_owned(),
@@ -247,9 +247,10 @@ fn an_address_is_served_where_its_subnet_is_else_everywhere() {
         interface(4, "d", &[("10.0.0.2", 25), ("2001:db8::4", 64)]),
         interface(5, "e", &[("fe80::5", 64), ("2001:db8::5", 120)]),
         interface(6, "f", &[("2001:db8:0:1::6", 64)]),
+        interface(7, "pod", &[("10.244.1.1", 32), ("2001:db8:244::1", 128)]),
     ];
     type Case<'a> = (&'a str, Option<&'a [&'a str]>, &'a [u32]);
-    let cases: [Case<'_>; 14] = [
+    let cases: [Case<'_>; 16] = [
         ("10.0.0.9", None, &[1, 4]),
         ("10.0.0.200", None, &[1]),
         ("10.0.1.9", None, &[2]),
@@ -265,6 +266,9 @@ fn an_address_is_served_where_its_subnet_is_else_everywhere() {
         ("2001:db8:1::9", None, &[4, 5, 6]),
         ("2001:db8:1::9", Some(&["a", "e"]), &[5]),
         ("fe80::9", None, &[1, 5]),
+        // Where a cable ends at a pod there is nobody else, unless it is named.
+        ("192.0.2.1", Some(&["pod"]), &[7]),
+        ("2001:db8:1::9", Some(&["pod", "f"]), &[6, 7]),
     ];
     for (address, names, expected) in cases {
         let assignment = Assignment {
