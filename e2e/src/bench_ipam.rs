@@ -35,12 +35,16 @@ pub struct Args {
 }
 
 /// Every figure.
-const WANTED: [Wanted; 9] = [
+const WANTED: [Wanted; 12] = [
     ("ipam.pending_1000_s", "s", Target::AtMost(5.0)),
     ("ipam.pending_1000_metallb_s", "s", Target::None),
     ("ipam.pending_1000_floor_s", "s", Target::None),
     ("ipam.writes_per_service", "writes", Target::AtMost(3.0)),
     ("ipam.pending_10000_s", "s", Target::AtMost(60.0)),
+    // What the API server itself takes to answer the request, and to the address.
+    ("ipam.create_p50_ms", "ms", Target::None),
+    ("ipam.create_p99_ms", "ms", Target::None),
+    ("ipam.one_more_p50_ms", "ms", Target::None),
     ("ipam.one_more_p99_ms", "ms", Target::AtMost(50.0)),
     ("ipam.rss_1000_mb", "MB", Target::AtMost(25.0)),
     ("ipam.rss_10000_mb", "MB", Target::AtMost(80.0)),
@@ -140,8 +144,13 @@ fn measure(lab: &Lab, args: &Args, figures: &mut Figures) -> Result<()> {
         Ok(())
     })?;
     figures.note("ipam.rss_10000_mb", rss(&controller)?);
-    let times = flood.one_by_one(args.more)?;
-    figures.note("ipam.one_more_p99_ms", percentile(&times, 99) * 1000.0);
+    let (answers, addresses) = flood.one_by_one(args.more)?;
+    for (name, times) in [("create", &answers), ("one_more", &addresses)] {
+        for percent in [50, 99] {
+            let value = percentile(times, percent) * 1000.0;
+            figures.note(&format!("ipam.{name}_p{percent}_ms"), value);
+        }
+    }
     Ok(())
 }
 

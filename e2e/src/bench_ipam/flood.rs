@@ -128,22 +128,23 @@ impl<'a> Flood<'a> {
         })
     }
 
-    /// Creates Services one after the other; the seconds from sending each request to seeing its
-    /// address.
-    pub(super) fn one_by_one(&self, count: usize) -> Result<Vec<f64>> {
-        let mut times = Vec::new();
+    /// Creates Services one after the other; the seconds from sending each request to its answer,
+    /// and to seeing its address.
+    pub(super) fn one_by_one(&self, count: usize) -> Result<(Vec<f64>, Vec<f64>)> {
+        let (mut answers, mut addresses) = (Vec::new(), Vec::new());
         for n in 0..count {
             let name = format!("more-{n}");
             let service = Self::service(&name)?;
             let start = Instant::now();
             self.lab
                 .block_on(self.api.create(&PostParams::default(), &service))?;
+            answers.push(start.elapsed().as_secs_f64());
             let seen = self.lab.until("it has an address", PATIENCE, || {
                 let seen = lock(&self.seen);
                 seen.get(&name).copied().context("not yet")
             })?;
-            times.push(seen.duration_since(start).as_secs_f64());
+            addresses.push(seen.duration_since(start).as_secs_f64());
         }
-        Ok(times)
+        Ok((answers, addresses))
     }
 }
