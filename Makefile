@@ -51,6 +51,10 @@ sim-short: ## 200 seeds of the simulator
 sim: ## 500 seeds of the simulator (SIM_FLAGS: see cargo run -p bellrock-sim -- --help)
 	$(call suite,simulator,$(CARGO) run --locked --quiet -p bellrock-sim -- --seeds 500 $(SIM_FLAGS))
 
+.PHONY: sim-mutants
+sim-mutants: ## breaks rules of the protocol one by one: the simulator must notice each
+	$(call suite,mutants,sim/mutants/run.sh)
+
 .PHONY: test-netns
 test-netns: lab-tools ## the protocol crates against the kernel and real routers
 	$(call suite,namespace tests,$(CARGO) build --locked --quiet -p bellrock-bgp --example announce && $(CARGO) test --locked $(NETNS_CRATES) --test '*' --quiet)

@@ -25,6 +25,9 @@ struct Args {
     /// How many seeds at least
     #[arg(long, value_name = "N", default_value_t = 200)]
     seeds: u64,
+    /// Stop at the first seed that breaks an invariant
+    #[arg(long)]
+    until_broken: bool,
     /// Go on for so many seconds at least
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     seconds: u64,
@@ -82,6 +85,10 @@ fn run(args: &Args) -> Sum {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             let enough = seed - args.from >= args.seeds;
             if enough && start.elapsed() >= Duration::from_secs(args.seconds) {
+                return;
+            }
+            let stop = |sum: &Sum| args.until_broken && sum.broken > 0;
+            if sum.lock().is_ok_and(|sum| stop(&sum)) {
                 return;
             }
             let report = bellrock_sim::run(seed, args.trace);
