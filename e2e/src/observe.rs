@@ -162,8 +162,8 @@ impl Lab {
         })
     }
 
-    /// A node's nftables table of Bellrock, as `nft -j` lists it; nothing if
-    /// there is none.
+    /// A node's nftables tables of Bellrock, those of second chances among
+    /// them, as `nft -j` lists them; nothing if there is none.
     pub fn forwarding_table(&self, node: &str) -> Result<Option<String>> {
         let all = self.host(node).sh("nft -j list ruleset")?;
         let listed = json(&all)?;
@@ -186,7 +186,17 @@ impl Lab {
 
     /// Whether a node's forwarding table mentions an address.
     pub fn forwards(&self, node: &str, address: Ipv4Addr) -> Result<bool> {
-        let table = self.forwarding_table(node)?.unwrap_or_default();
+        let Some(tables) = self.forwarding_table(node)? else {
+            return Ok(false);
+        };
+        // A second chance for the address forwards nothing by itself.
+        let items: Vec<Value> = serde_json::from_str(&tables)?;
+        let inet = |item: &Value| {
+            let mut objects = item.as_object().into_iter().flatten();
+            objects.any(|(_, object)| object["family"] == "inet")
+        };
+        let items: Vec<&Value> = items.iter().filter(|item| inet(item)).collect();
+        let table = serde_json::to_string(&items)?;
         Ok(table.contains(&format!("\"{address}\"")))
     }
 

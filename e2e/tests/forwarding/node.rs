@@ -319,12 +319,16 @@ fn restarts_leave_the_table_and_uninstalling_takes_it(w: &World) -> Result<()> {
     Ok(())
 }
 
-/// What the kernel numbers anew when it is made anew.
+/// What the kernel numbers anew when it is made anew, of the table that forwards.
+/// Those of second chances end with the speaker that gave them.
 fn handles(w: &World, node: &str) -> Result<Vec<String>> {
     let table = w.lab.forwarding_table(node)?.context("no table")?;
     let items: Vec<Value> = serde_json::from_str(&table)?;
     let of = |item: &Value| {
         let (kind, object) = item.as_object()?.iter().next()?;
+        if object["family"] != "inet" {
+            return None;
+        }
         Some(format!("{kind} {} {}", object["name"], object["handle"]))
     };
     Ok(items.iter().filter_map(of).collect())
