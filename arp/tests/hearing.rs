@@ -126,6 +126,26 @@ fn a_survivor_where_no_host_was_ever_heard_has_nothing_to_go_by_and_goes_on() {
 }
 
 #[test]
+fn an_address_that_was_heard_of_before_it_was_told_is_no_host_to_ask() {
+    let mut bus = Bus::new(2, 61);
+    bus.start(0);
+    bus.run(ms(10));
+    // Before its first HELLO nobody knows that this station is a node.
+    let told = Arp::announcement(mac(1), v4(V()));
+    bus.inject(1, &told.frame());
+    bus.run(ms(10));
+    bus.start(1);
+    for index in 0..2 {
+        bus.assign(index, V(), assignment(&[1, 0]));
+    }
+    bus.run(ms(3_000));
+    assert_eq!(bus.owners(V()), [1]);
+    bus.kill(1);
+    let took = bus.run_until(ms(1_000), |bus| bus.owners(V()) == [0]);
+    assert!(took.is_some_and(|took| took <= BOUND), "{took:?}");
+}
+
+#[test]
 fn what_once_came_in_proves_nothing_when_nothing_comes_any_more() {
     let host = Ipv4Addr::new(10, 0, 200, 7);
     let mut bus = survivor(38, Some(host));

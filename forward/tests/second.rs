@@ -7,6 +7,7 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, TcpStream};
 use std::time::Duration;
 
@@ -198,6 +199,65 @@ fn without_a_second_chance_and_after_its_removal_connections_end_at_once() {
                 .map(std::io::Error::kind);
             assert_eq!(kind, Some(std::io::ErrorKind::ConnectionReset), "{error}");
         }
+    }
+}
+
+/// The packets that a node passed on to the previous owner.
+fn passed_on(host: &Netns, a: &Addresses) -> u64 {
+    let family = if a.vip.is_ipv4() { "ip" } else { "ip6" };
+    let chain = host
+        .sh(&format!("nft list chain {family} bellrock second_chance"))
+        .unwrap();
+    let (_, after) = chain.split_once("counter packets ").unwrap();
+    let count = after.split(' ').next().unwrap();
+    count.parse().unwrap()
+}
+
+fn sent(host: &Netns) -> u64 {
+    let path = "cat /sys/class/net/eth0/statistics/tx_packets";
+    host.sh(path).unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn what_goes_round_between_nodes_that_name_each_other_ends() {
+    if !as_root() {
+        return;
+    }
+    let lab = Lab::new();
+    for a in Addresses::both() {
+        let mut node1 = with(&lab, &web(&a, |a, e| e == a.a));
+        let mut node2 = on_node2(&lab, &a);
+        move_to(&lab, &a, a.node1);
+        let mut streams = open(&lab, &a);
+        node2.set_second_chances(&chances(&lab, &a, HOUR)).unwrap();
+        let back = SecondChance {
+            interface: index(&lab.node1, "eth0"),
+            previous: a.node2,
+            lasts: HOUR,
+        };
+        node1.set_second_chances(&[(a.vip, back)].into()).unwrap();
+        // Neither kernel knows the connections.
+        for node in [&lab.node1, &lab.node2] {
+            node.sh("conntrack -F").unwrap();
+        }
+        let before = sent(&lab.client);
+        for stream in &mut streams {
+            stream.write_all(b"round and round").unwrap();
+        }
+        // No answer: time enough to go round many thousand times.
+        let first = streams.first_mut().unwrap();
+        first
+            .set_read_timeout(Some(Duration::from_secs(1)))
+            .unwrap();
+        first.read_exact(&mut [0]).unwrap_err();
+        // A hop limit of 64, less one at each node.
+        let copies = passed_on(&lab.node1, &a) + passed_on(&lab.node2, &a);
+        let packets = sent(&lab.client) - before;
+        assert!(copies >= 32 * 16, "{copies} copies");
+        assert!(
+            copies <= 64 * packets,
+            "{copies} copies of {packets} packets"
+        );
     }
 }
 

@@ -13,7 +13,10 @@ copy=$(pwd)/target/mutants
 # little is built again.
 fresh() {
     git ls-files | while read -r file; do
-        [ -f "$file" ] || continue
+        if ! [ -f "$file" ]; then
+            rm -f "$copy/tree/$file"
+            continue
+        fi
         cmp -s "$file" "$copy/tree/$file" && continue
         mkdir -p "$copy/tree/$(dirname "$file")"
         cp "$file" "$copy/tree/$file"
@@ -26,6 +29,11 @@ build() {
 
 holds() {
     "$copy/target/debug/bellrock-sim" --seeds "$seeds" --until-broken > "$copy/log" 2>&1
+}
+
+# A panic is not what is looked for.
+noticed() {
+    grep -q '^seed .*: invariant (' "$copy/log"
 }
 
 failed() {
@@ -43,12 +51,14 @@ fi
 for patch in sim/mutants/*.patch; do
     name=$(basename "$patch" .patch)
     fresh
-    if ! patch --quiet --strip=1 --directory="$copy/tree" < "$patch" > "$copy/log" 2>&1; then
+    if ! patch --quiet --fuzz=0 --strip=1 --directory="$copy/tree" < "$patch" > "$copy/log" 2>&1; then
         failed "$name: the patch does not apply any more"
     elif ! build; then
         failed "$name: does not build"
     elif holds; then
         failed "$name: $seeds seeds, and none notices"
+    elif ! noticed; then
+        failed "$name: it ended, but broke no invariant"
     else
         echo "$name: $(grep -m 1 '^seed' "$copy/log" | cut -c 1-120)"
     fi

@@ -15,11 +15,16 @@ use bellrock_arp::{Event, InterfaceState};
 use bellrock_forward::SecondChance;
 use ipnet::IpNet;
 
-use crate::cluster::{Cluster, Node, VirtualIp};
+use crate::cluster::{Cluster, Node};
 use crate::plan::{self, Settings};
 
 /// How long connections may go on through the node that they were opened by.
 pub const LASTS: Duration = Duration::from_secs(3600);
+/// How long after its sign a move is expected: a voluntary one waits 5 s for
+/// its turn at the most. A sign may stand for ever without a move, and while
+/// two nodes name each other, packets of unknown connections go round between
+/// them.
+pub const EXPECTED: Duration = Duration::from_secs(10);
 
 /// An address that moved here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,12 +34,41 @@ struct Moved {
     at: Duration,
 }
 
+/// The signs that an address is about to leave its owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Signs {
+    silent: bool,
+    unfit: bool,
+    wanted_here: bool,
+}
+
+impl Signs {
+    /// Whether one is there that was not.
+    fn any_beyond(self, old: Self) -> bool {
+        (self.silent && !old.silent)
+            || (self.unfit && !old.unfit)
+            || (self.wanted_here && !old.wanted_here)
+    }
+}
+
+/// An address that another node owns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Watched {
+    owner: String,
+    signs: Signs,
+    /// When the last sign came up. What was there when the address was first
+    /// seen, or came to this owner, announces nothing.
+    came: Option<Duration>,
+}
+
 /// What moved here, and from where.
 #[derive(Debug, Default)]
 pub struct Chances {
     /// The addresses that this node owns; how they came, if another node had
     /// them whose kernel lives.
     owned: BTreeMap<IpAddr, Option<Moved>>,
+    /// The addresses that may move here.
+    others: BTreeMap<IpAddr, Watched>,
 }
 
 impl Chances {
@@ -84,13 +118,14 @@ impl Chances {
 
     /// The chances that shall be in force.
     pub fn wanted(
-        &self,
+        &mut self,
         cluster: &Cluster,
         me: &str,
         settings: &Settings,
         interfaces: &BTreeMap<String, InterfaceState>,
         now: Duration,
     ) -> BTreeMap<IpAddr, SecondChance> {
+        self.watch_others(cluster, me, settings, now);
         let mut wanted = BTreeMap::new();
         for (address, moved) in &self.owned {
             let Some(moved) = moved else { continue };
@@ -100,33 +135,38 @@ impl Chances {
             let on = interfaces.get(&moved.interface);
             wanted.extend(chance(cluster, &moved.from, *address, on, left));
         }
-        for (address, vip) in &cluster.virtual_ips {
-            if self.owned.contains_key(address) {
-                continue;
-            }
-            if let Some(owner) = expected_from(cluster, me, settings, vip) {
+        for (address, other) in &self.others {
+            let expected = |came| now.saturating_sub(came) < EXPECTED;
+            if !self.owned.contains_key(address) && other.came.is_some_and(expected) {
                 let all = interfaces.values();
-                wanted.extend(chance(cluster, owner, *address, all, LASTS));
+                wanted.extend(chance(cluster, &other.owner, *address, all, LASTS));
             }
         }
         wanted.retain(|_, chance| !chance.lasts.is_zero());
         wanted
     }
-}
 
-/// The node that is about to lose an address to another, perhaps this one: it
-/// fell silent, is drained, or the address is wanted here.
-fn expected_from<'a>(
-    cluster: &Cluster,
-    me: &str,
-    settings: &Settings,
-    vip: &'a VirtualIp,
-) -> Option<&'a str> {
-    let (owner, _) = vip.recorded.as_ref()?;
-    let about_to = settings.silent.contains(owner)
-        || vip.desired.as_deref() == Some(me)
-        || plan::unfit(cluster, owner, settings).is_some();
-    (owner != me && about_to).then_some(owner)
+    /// Notes which signs are new.
+    fn watch_others(&mut self, cluster: &Cluster, me: &str, settings: &Settings, now: Duration) {
+        let mut before = std::mem::take(&mut self.others);
+        for (address, vip) in &cluster.virtual_ips {
+            let Some((owner, _)) = vip.recorded.as_ref().filter(|(owner, _)| owner != me) else {
+                continue;
+            };
+            let signs = Signs {
+                silent: settings.silent.contains(owner),
+                unfit: plan::unfit(cluster, owner, settings).is_some(),
+                wanted_here: vip.desired.as_deref() == Some(me),
+            };
+            let known = before.remove(address).filter(|known| known.owner == *owner);
+            let came = known.and_then(|known| match signs.any_beyond(known.signs) {
+                true => Some(now),
+                false => known.came,
+            });
+            let owner = owner.clone();
+            self.others.insert(*address, Watched { owner, signs, came });
+        }
+    }
 }
 
 /// The second chance at `node`, if it is a neighbour on one of the interfaces.

@@ -166,18 +166,17 @@ fn serve(mut forwarder: Forwarder, queue: &mpsc::Receiver<Request>) {
 /// one takes over from may put its table back once more before it ends.
 fn stay_away(queue: &mpsc::Receiver<Request>) {
     while let Ok(request) = queue.recv() {
-        if let Request::Chances(_, reply) = request {
-            let _ = reply.send(Ok(BTreeMap::new()));
-            continue;
+        match request {
+            Request::Chances(_, reply) => {
+                let _ = reply.send(Ok(BTreeMap::new()));
+            }
+            Request::Sync(_, _, reply)
+            | Request::Apply(_, reply)
+            | Request::SetNode(_, reply)
+            | Request::Check(reply) => {
+                let _ = reply.send(Forwarder::remove_table().map(|()| Report::default()));
+            }
         }
-        let (Request::Sync(_, _, reply)
-        | Request::Apply(_, reply)
-        | Request::SetNode(_, reply)
-        | Request::Check(reply)) = request
-        else {
-            continue;
-        };
-        let _ = reply.send(Forwarder::remove_table().map(|()| Report::default()));
     }
 }
 

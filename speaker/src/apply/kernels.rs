@@ -87,4 +87,13 @@ mod tests {
         assert_eq!(kernels.answer().await, Some(("n2".to_owned(), true)));
         assert!(kernels.asked.is_empty());
     }
+
+    #[tokio::test]
+    async fn a_kernel_that_says_nothing_is_dead() {
+        // TCP has no group addresses: nothing ever comes back.
+        let nobody = SocketAddr::from(([224, 0, 0, 1], 9618));
+        let mut kernels = Kernels::default();
+        kernels.ask("n1", nobody);
+        assert_eq!(kernels.answer().await, Some(("n1".to_owned(), false)));
+    }
 }

@@ -1,8 +1,8 @@
 use bellrock_arp::Cause;
 
 use super::*;
-use crate::cluster::Change;
 use crate::cluster::Dirty;
+use crate::cluster::{Change, VirtualIp};
 
 const ME: &str = "n1";
 
@@ -88,7 +88,7 @@ fn lost(address: &str) -> Event {
     }
 }
 
-fn wanted(chances: &Chances, cluster: &Cluster, settings: &Settings, now: u64) -> Vec<String> {
+fn wanted(chances: &mut Chances, cluster: &Cluster, settings: &Settings, now: u64) -> Vec<String> {
     let all = chances.wanted(cluster, ME, settings, &interfaces(), at(now));
     let one = |(address, chance): (IpAddr, SecondChance)| {
         let left = chance.lasts.as_secs();
@@ -103,25 +103,25 @@ fn wanted(chances: &Chances, cluster: &Cluster, settings: &Settings, now: u64) -
 #[test]
 fn what_moved_here_has_a_chance_until_it_ends_moves_on_or_the_other_kernel_dies() {
     let (mut chances, cluster, settings) = (Chances::default(), cluster(), Settings::default());
-    assert!(wanted(&chances, &cluster, &settings, 0).is_empty());
+    assert!(wanted(&mut chances, &cluster, &settings, 0).is_empty());
     assert!(chances.take(&owned("192.0.2.10", Some("n2")), at(10)));
     assert!(chances.take(&owned("2001:db8::10", Some("n3")), at(10)));
     let both = [
         "192.0.2.10 10.0.0.2 dev 3 3590",
         "2001:db8::10 fd00::3 dev 3 3590",
     ];
-    assert_eq!(wanted(&chances, &cluster, &settings, 20), both);
+    assert_eq!(wanted(&mut chances, &cluster, &settings, 20), both);
     let nodes = [("n2", ip("192.0.2.10")), ("n3", ip("2001:db8::10"))];
     assert_eq!(chances.nodes(), nodes.into());
     // Owned again, after a doubt about itself.
     chances.take(&owned("192.0.2.10", None), at(30));
-    assert_eq!(wanted(&chances, &cluster, &settings, 20), both);
+    assert_eq!(wanted(&mut chances, &cluster, &settings, 20), both);
 
     chances.died("n3");
-    assert_eq!(wanted(&chances, &cluster, &settings, 20), both[..1]);
-    assert!(wanted(&chances, &cluster, &settings, 3610).is_empty());
+    assert_eq!(wanted(&mut chances, &cluster, &settings, 20), both[..1]);
+    assert!(wanted(&mut chances, &cluster, &settings, 3610).is_empty());
     assert!(chances.take(&lost("192.0.2.10"), at(40)));
-    assert!(wanted(&chances, &cluster, &settings, 40).is_empty());
+    assert!(wanted(&mut chances, &cluster, &settings, 40).is_empty());
     assert!(chances.nodes().is_empty());
 }
 
@@ -130,7 +130,7 @@ fn what_nobody_had_or_had_elsewhere_has_none() {
     let (mut chances, cluster, settings) = (Chances::default(), cluster(), Settings::default());
     chances.take(&owned("192.0.2.11", None), at(1));
     chances.take(&owned("192.0.2.12", Some("gone")), at(1));
-    assert!(wanted(&chances, &cluster, &settings, 2).is_empty());
+    assert!(wanted(&mut chances, &cluster, &settings, 2).is_empty());
     // A neighbour on another interface only.
     let event = Event::Owned {
         address: ip("192.0.2.13"),
@@ -140,30 +140,55 @@ fn what_nobody_had_or_had_elsewhere_has_none() {
         interface: "eth0".to_owned(),
     };
     chances.take(&event, at(1));
-    assert!(wanted(&chances, &cluster, &settings, 2).is_empty());
+    assert!(wanted(&mut chances, &cluster, &settings, 2).is_empty());
 }
 
 #[test]
 fn a_chance_is_there_before_an_expected_move() {
-    let chances = Chances::default();
     let plain = Settings::default();
-    let expected = ["192.0.2.10 10.0.0.2 dev 3 3600"];
-    let mut cluster = cluster();
-    assert!(wanted(&chances, &cluster, &plain, 1).is_empty());
     let silent = Settings {
         silent: ["n2".to_owned()].into(),
         ..Settings::default()
     };
-    assert_eq!(wanted(&chances, &cluster, &silent, 1), expected);
+    let expected = ["192.0.2.10 10.0.0.2 dev 3 3600"];
+
+    let (mut chances, mut cluster) = (Chances::default(), cluster());
+    assert!(wanted(&mut chances, &cluster, &plain, 1).is_empty());
+    assert_eq!(wanted(&mut chances, &cluster, &silent, 2), expected);
+    // The sign goes, the move may come on.
+    assert_eq!(wanted(&mut chances, &cluster, &plain, 3), expected);
     node(&mut cluster, 2, &["ToBeDeletedByClusterAutoscaler"]);
-    assert_eq!(wanted(&chances, &cluster, &plain, 1), expected);
+    assert_eq!(wanted(&mut chances, &cluster, &plain, 10), expected);
+    assert_eq!(wanted(&mut chances, &cluster, &plain, 19), expected);
+    assert!(wanted(&mut chances, &cluster, &plain, 20).is_empty());
     node(&mut cluster, 2, &[]);
     vip(&mut cluster, "192.0.2.10", ME, "n2");
-    assert_eq!(wanted(&chances, &cluster, &plain, 1), expected);
-    // It is here already: whoever had it before is known better.
-    let mut chances = Chances::default();
-    chances.take(&owned("192.0.2.10", None), at(1));
-    assert!(wanted(&chances, &cluster, &silent, 1).is_empty());
+    assert_eq!(wanted(&mut chances, &cluster, &plain, 30), expected);
+
+    // It is here: whoever had it before is known better.
+    chances.take(&owned("192.0.2.10", None), at(31));
+    assert!(wanted(&mut chances, &cluster, &silent, 31).is_empty());
     vip(&mut cluster, "192.0.2.10", "n2", ME);
-    assert!(wanted(&Chances::default(), &cluster, &plain, 1).is_empty());
+    assert!(wanted(&mut chances, &cluster, &plain, 32).is_empty());
+}
+
+/// A node that does not take its address back is wanted for it all the same,
+/// while the new owner names it: neither sends the other's packets back.
+#[test]
+fn what_was_so_all_along_announces_no_move() {
+    let (mut chances, mut cluster) = (Chances::default(), cluster());
+    let settings = Settings::default();
+    vip(&mut cluster, "192.0.2.10", ME, "n2");
+    assert!(wanted(&mut chances, &cluster, &settings, 1).is_empty());
+    assert!(wanted(&mut chances, &cluster, &settings, 2).is_empty());
+    // Another takes it: as well.
+    vip(&mut cluster, "192.0.2.10", ME, "n3");
+    assert!(wanted(&mut chances, &cluster, &settings, 3).is_empty());
+    // Owned and lost here, and still wanted here.
+    chances.take(&owned("192.0.2.10", Some("n3")), at(4));
+    vip(&mut cluster, "192.0.2.10", ME, ME);
+    assert_eq!(wanted(&mut chances, &cluster, &settings, 4).len(), 1);
+    chances.take(&lost("192.0.2.10"), at(5));
+    vip(&mut cluster, "192.0.2.10", ME, "n2");
+    assert!(wanted(&mut chances, &cluster, &settings, 5).is_empty());
 }

@@ -10,7 +10,7 @@
 //! cable may fail at any time. Only where no host was ever heard there is
 //! nothing to go by.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::super::machine::Trigger;
 use super::{Output, Segment};
@@ -54,6 +54,12 @@ impl Segment {
             hosts.remove(0);
         }
         hosts.push(host);
+    }
+
+    /// An address of ours is no host to ask: whoever answered for it before
+    /// this node was told of it may be the one that fell silent.
+    pub(super) fn no_host(&mut self, address: IpAddr) {
+        self.hearing.hosts.retain(|host| *host != address);
     }
 
     /// Whether this node would hear an answer.

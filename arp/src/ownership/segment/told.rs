@@ -15,6 +15,9 @@ impl Segment {
     pub(super) fn assign(&mut self, address: IpAddr, assignment: Assignment, now: Instant) {
         let base = assignment.created.saturating_mul(1 << 20);
         let new = !self.records.contains_key(&address);
+        if new {
+            self.no_host(address);
+        }
         let record = self.records.entry(address).or_insert_with(|| Record {
             machine: Machine::new(base, now),
             assignment: assignment.clone(),
