@@ -184,8 +184,12 @@ impl Driver {
         self.began.saturating_add(self.start.elapsed())
     }
 
+    fn leads(&self) -> bool {
+        matches!(self.role, Role::Leads(_))
+    }
+
     fn may_write(&self) -> bool {
-        matches!(self.role, Role::Leads(_)) && self.fence.is_open()
+        self.leads() && self.fence.is_open()
     }
 
     /// Follows the election. Who comes to lead reads everything again before it decides anything:
@@ -237,6 +241,9 @@ impl Driver {
     }
 
     fn start_plans(&mut self) {
+        if !self.leads() {
+            self.core.look_on(self.now());
+        }
         while self.plans.len() < MAX_BUSY && self.may_write() {
             let Some(plan) = self.core.next(self.now()) else {
                 break;
@@ -379,7 +386,17 @@ impl Driver {
 
     fn learn(&mut self, answer: Answer) {
         match answer {
-            Answer::Vip(ip, view) => self.core.vip_written(ip, *view, self.now()),
+            Answer::Vip(ip, view, remembers) => {
+                let before = self.core.is_forgotten();
+                self.core.vip_written(ip, *view, remembers, self.now());
+                if self.core.is_forgotten() && !before {
+                    tracing::warn!(
+                        "the definition of VirtualIP in the cluster is older than this controller, \
+                         and drops what it records of those who share an address: apply what \
+                         `bellrock crds` prints"
+                    );
+                }
+            }
             Answer::Deleted(ip, uid) => {
                 tracing::info!(address = %ip, "released");
                 self.core.vip_deleted(ip, &uid, self.now());
@@ -441,7 +458,8 @@ impl Driver {
 
     fn next_timer(&self) -> Option<Instant> {
         let retry = self.retries.keys().next().map(|(at, _)| *at);
-        let rest = self.core.next_deadline().filter(|_| self.may_write());
+        let deadline = self.core.next_deadline();
+        let rest = deadline.filter(|_| self.may_write() || !self.leads());
         let rest = rest.map(|at| self.start + at.saturating_sub(self.began));
         [retry, rest, self.pools_due].into_iter().flatten().min()
     }

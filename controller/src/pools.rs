@@ -42,12 +42,32 @@ pub struct PoolBook {
     views: BTreeMap<String, PoolView>,
     in_force: BTreeMap<String, Pool>,
     verdicts: BTreeMap<String, Verdict>,
+    /// Labels of pools that were deleted while addresses of theirs were in use.
+    gone: BTreeMap<String, Labels>,
 }
 
 impl PoolBook {
     /// The pools as the API has them.
     pub fn views(&self) -> impl Iterator<Item = (&String, &PoolView)> {
         self.views.iter()
+    }
+
+    /// The labels of a pool, or those that it had when it was deleted: by them advertisements go
+    /// on covering its addresses.
+    #[must_use]
+    pub fn labels(&self, name: &str) -> Option<&Labels> {
+        let view = self.views.get(name).map(|view| &view.labels);
+        view.or_else(|| self.gone.get(name))
+    }
+
+    /// Enters that a pool is gone; `in_use`: addresses of it are recorded. True when that changes
+    /// which pools are in force, or labels.
+    pub fn remove(&mut self, name: &str, in_use: bool) -> bool {
+        if let Some(view) = self.views.get(name).filter(|_| in_use) {
+            let labels = view.labels.clone();
+            self.gone.insert(name.to_owned(), labels);
+        }
+        self.set(name, None)
     }
 
     /// The pool of this name as the API has it.
@@ -74,6 +94,7 @@ impl PoolBook {
         let labels_after = view.as_ref().map(|v| v.labels.clone());
         match view {
             Some(view) => {
+                self.gone.remove(name);
                 self.views.insert(name.to_owned(), view);
             }
             None => {

@@ -16,7 +16,7 @@ use bellrock_api::{
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, Node, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 
-use crate::ipam::{Backend, Claim, Family, Oversize, Refusal, ServiceKey};
+use crate::ipam::{Backend, Claim, Family, MAX_POOLS, Oversize, Refusal, ServiceKey};
 
 /// Labels of an object.
 pub type Labels = BTreeMap<String, String>;
@@ -45,9 +45,15 @@ impl Version {
     /// behind our own writes delivers such.
     #[must_use]
     pub fn is_older_than(&self, other: &Self) -> bool {
+        self.uid == other.uid && self.is_before(other)
+    }
+
+    /// True when this was so before `other`, which may be another object of the same kind.
+    #[must_use]
+    pub fn is_before(&self, other: &Self) -> bool {
         let number = |v: &Self| v.resource.parse::<u64>().ok();
         match (number(self), number(other)) {
-            (Some(mine), Some(theirs)) => self.uid == other.uid && mine < theirs,
+            (Some(mine), Some(theirs)) => mine < theirs,
             (None, _) | (_, None) => false,
         }
     }
@@ -118,7 +124,8 @@ impl ServiceView {
             sharing_key: annotation(SHARING_KEY).map(str::to_owned),
             backend,
         };
-        let oversize = cut_to_size(&mut claim);
+        let (pools, too_many) = pools(annotation(ADDRESS_POOL));
+        let oversize = cut_to_size(&mut claim).or(too_many);
         let view = Self {
             version: Version::of(meta),
             created: meta
@@ -137,7 +144,7 @@ impl ServiceView {
                     spec.load_balancer_ip.as_deref(),
                 ),
             },
-            pools: annotation(ADDRESS_POOL).map(split).unwrap_or_default(),
+            pools,
             claim,
             ingress: kept(status.load_balancer.and_then(|lb| lb.ingress)),
             conditions: kept(status.conditions),
@@ -217,12 +224,26 @@ fn families(ip_families: Option<&[String]>, cluster_ips: Option<&[String]>) -> V
     families
 }
 
-fn split(text: &str) -> Vec<String> {
+fn split(text: &str) -> impl Iterator<Item = &str> {
     text.split(',')
         .map(str::trim)
         .filter(|part| !part.is_empty())
-        .map(str::to_owned)
-        .collect()
+}
+
+/// The pools that a Service asks for. Of too many none counts.
+fn pools(annotation: Option<&str>) -> (Vec<String>, Option<Refusal>) {
+    let mut pools: Vec<&str> = Vec::new();
+    for name in annotation.into_iter().flat_map(split) {
+        if pools.len() <= MAX_POOLS && !pools.contains(&name) {
+            pools.push(name);
+        }
+    }
+    let found = annotation.into_iter().flat_map(split).count();
+    if pools.len() > MAX_POOLS {
+        let what = Oversize::Pools;
+        return (Vec::new(), Some(Refusal::TooLarge { what, found }));
+    }
+    (pools.into_iter().map(str::to_owned).collect(), None)
 }
 
 /// Makes of `claim` what a VirtualIP can record, and says what was too much. Then it cannot be
@@ -287,12 +308,24 @@ pub fn vip_claim(key: &ServiceKey, uid: &str, terms: &Claim) -> VipClaim {
     }
 }
 
+/// Whether what was sent of policies is there in what was kept: an API server whose definition of
+/// a VirtualIP is older drops it without a word. `None`: nothing was sent of them.
+#[must_use]
+pub fn remembers(sent: &VirtualIPSpec, kept: &VirtualIPSpec) -> Option<bool> {
+    let with_policy = sent
+        .claims
+        .iter()
+        .find(|claim| claim.external_traffic_policy.is_some())?;
+    let kept = kept.claim_of(&with_policy.namespace, &with_policy.name)?;
+    Some(kept.external_traffic_policy.is_some())
+}
+
 /// The addresses that a Service asks for, by annotation or by the deprecated field.
 fn requested(annotation: Option<&str>, field: Option<&str>) -> Result<Vec<IpAddr>, Refusal> {
     let parse = |name: &'static str, text: &str| -> Result<Vec<IpAddr>, Refusal> {
-        let parts = split(text);
-        parts
-            .iter()
+        // A third is one too many of its family, whatever follows.
+        split(text)
+            .take(3)
             .map(|part| address::parse_address(part))
             .collect::<Result<_, _>>()
             .map_err(|error| Refusal::Malformed {

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use crate::core::{OurCondition, Plan, StatusPatch, Work, Write};
 use crate::election::Fence;
 use crate::ipam::ServiceKey;
-use crate::view::{Release, ServiceView, Version, VipView};
+use crate::view::{Release, ServiceView, Version, VipView, remembers};
 use crate::watch::{in_full, vip_view};
 use crate::{MANAGED_BY_LABEL, MANAGED_BY_VALUE};
 
@@ -31,8 +31,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// A write that succeeded.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    /// The VirtualIP of this address as it is now.
-    Vip(IpAddr, Box<VipView>),
+    /// The VirtualIP of this address as it is now, and whether it says all that was sent
+    /// ([`remembers`]).
+    Vip(IpAddr, Box<VipView>, Option<bool>),
     /// The Service as it is now, and what is to be told about it.
     Service {
         key: ServiceKey,
@@ -190,7 +191,8 @@ impl Writer {
             ..PostParams::default()
         };
         let made = self.vips.create(&params, &object).await?;
-        Ok(Answer::Vip(ip, view_of(made)))
+        let kept = remembers(spec, &made.spec);
+        Ok(Answer::Vip(ip, view_of(made), kept))
     }
 
     async fn patch(
@@ -207,7 +209,8 @@ impl Writer {
             .vips
             .patch(&virtual_ip_name(ip), &params(), &Patch::Merge(&body))
             .await?;
-        Ok(Answer::Vip(ip, view_of(made)))
+        let kept = remembers(spec, &made.spec);
+        Ok(Answer::Vip(ip, view_of(made), kept))
     }
 
     async fn delete(&self, ip: IpAddr, version: &Version) -> Result<Answer, Failure> {

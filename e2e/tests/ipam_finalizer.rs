@@ -33,6 +33,38 @@ fn until_gone(lab: &Lab, kind: &str, name: &str) {
     .unwrap();
 }
 
+/// `false` takes the right to write finalizers away: `strip` comes before.
+#[test]
+fn the_cleanup_finalizer_is_stripped_before_it_is_switched_off() {
+    let lab = Lab::up(&Options {
+        kube_proxy: KubeProxy::None,
+        ..Options::default()
+    })
+    .unwrap();
+    lab.install("controller: {cleanupFinalizer: true}").unwrap();
+    lab.apply(&configuration()).unwrap();
+    let controller = lab.start_controller().unwrap();
+    let web = service("web", "web", &json!({ "type": "LoadBalancer" }));
+    lab.create_service(&web).unwrap();
+    assert!(is_held(&get(&lab, "service", "web").unwrap()));
+    controller.terminate(Duration::from_secs(10)).unwrap();
+    lab.install("controller: {cleanupFinalizer: strip}")
+        .unwrap();
+    let controller = lab.start_controller().unwrap();
+    lab.until("the finalizer is off", SOON, || {
+        ensure!(!is_held(&get(&lab, "service", "web").unwrap()));
+        Ok(())
+    })
+    .unwrap();
+    lab.address_of_service("web").unwrap();
+    controller.terminate(Duration::from_secs(10)).unwrap();
+    lab.install("controller: {cleanupFinalizer: false}")
+        .unwrap();
+    let _controller = lab.start_controller().unwrap();
+    lab.kubectl(&["delete", "service", "web"]).unwrap();
+    until_gone(&lab, "service", "web");
+}
+
 #[test]
 fn the_cleanup_finalizer_is_an_option_and_gone_before_an_uninstallation() {
     let lab = Lab::up(&Options {

@@ -273,6 +273,11 @@ impl Cluster {
             .filter_map(|address| Some((*address, self.virtual_ips.get(address)?)))
     }
 
+    fn is_pool_in_use(&self, name: &str) -> bool {
+        let mut vips = self.virtual_ips.values();
+        vips.any(|vip| vip.pool.as_deref() == Some(name))
+    }
+
     /// A community's numbers, if they are known.
     pub fn community(&self, name: &CommunityName) -> Option<CommunityValue> {
         match name {
@@ -356,6 +361,9 @@ impl Cluster {
                 }
                 dirty.services.extend(before.into_iter().chain(now));
             }
+            // By its labels advertisements go on covering its addresses: a pool that is deleted
+            // takes nothing from the wire.
+            Change::Pool(name, None) if self.is_pool_in_use(&name) => {}
             Change::Pool(name, new) => dirty.all |= replace(&mut self.pools, name, new),
             Change::L2Advertisement(name, new) => {
                 dirty.all |= replace(&mut self.l2_advertisements, name, new);

@@ -79,10 +79,25 @@ impl Core {
         }
     }
 
-    /// Takes in a VirtualIP as our own write returned it.
-    pub fn vip_written(&mut self, ip: IpAddr, view: VipView, now: std::time::Duration) {
+    /// Takes in a VirtualIP as our own write returned it, unless another one was made since.
+    /// `remembers`: see [`crate::view::remembers`].
+    pub fn vip_written(
+        &mut self,
+        ip: IpAddr,
+        view: VipView,
+        remembers: Option<bool>,
+        now: std::time::Duration,
+    ) {
         self.now = now;
         note(&mut self.vips_since, &ip);
+        if let Some(remembers) = remembers {
+            self.forgetful = !remembers;
+        }
+        let known = self.vips.get(&ip).map(|vip| &vip.version);
+        if known.is_some_and(|known| known.uid != view.version.uid && view.version.is_before(known))
+        {
+            return;
+        }
         self.apply_vip(ip, view, Source::News);
     }
 
@@ -255,7 +270,9 @@ impl Core {
                 }
             }
             Kind::Pool => {
-                if self.pools.set(name, None) {
+                let mut vips = self.vips.values();
+                let in_use = vips.any(|vip| vip.spec.pool.as_deref() == Some(name));
+                if self.pools.remove(name, in_use) {
                     self.pools_changed();
                 }
             }
@@ -431,13 +448,14 @@ impl Core {
                 )
             })
             .collect();
+        let by_hand = vip.is_some_and(|vip| !vip.managed);
         let at_rest = vip.and_then(VipView::at_rest).cloned();
         if vip.is_some() && at_rest.is_none() {
             self.allocator.record(ip);
         }
         for (key, claim) in &recorded {
             if !self.wants(key, ip) {
-                let claim = self.claim_of(key, claim);
+                let claim = self.claim_of(key, claim, by_hand);
                 self.claim(ip, key, claim);
                 self.queue.push(Work::Service(key.clone()));
             }
@@ -524,9 +542,11 @@ impl Core {
     }
 
     /// The terms of a recorded claim. Of a Service that is not there, nothing is known but that it
-    /// is kept a place.
-    fn claim_of(&self, key: &ServiceKey, recorded: &VipClaim) -> Claim {
-        match self.ours(key) {
+    /// is kept a place; as little says a claim that was written by hand, until its Service has been
+    /// decided.
+    fn claim_of(&self, key: &ServiceKey, recorded: &VipClaim, by_hand: bool) -> Claim {
+        let unwritten = by_hand && recorded.uid.is_none();
+        match self.ours(key).filter(|_| !unwritten) {
             Some(service) => recorded_terms(recorded, &service.claim.backend),
             None => Claim::default(),
         }

@@ -3,6 +3,7 @@
 //! A new Service takes two writes: create the VirtualIP, patch the status. What is right already
 //! is not written.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use bellrock_api::annotations::{CONDITION_LOAD_BALANCER, FINALIZER_CLEANUP};
@@ -88,7 +89,7 @@ impl Core {
             if by_hand && self.allocator.node_of(*ip).is_some() {
                 continue;
             }
-            writes.extend(self.let_go(*ip, key));
+            writes.extend(self.reserve_or_let_go(*ip, key));
         }
         writes
     }
@@ -142,7 +143,12 @@ impl Core {
             })));
         };
         let present = vip.spec.claim_of(&claim.namespace, &claim.name);
-        if present == Some(&claim) {
+        // What the API server drops would be written again and again.
+        let same = |present: &VipClaim| {
+            *present == claim
+                || (self.forgetful && without_policy(present) == without_policy(&claim))
+        };
+        if present.is_some_and(same) {
             return None;
         }
         let vip = vip.clone();
@@ -193,8 +199,8 @@ impl Core {
         Some(self.rewrite(ip, &vip, claims))
     }
 
-    /// As [`Core::let_go`] for a Service that is gone or not ours any more: on a VirtualIP that
-    /// was made by hand it keeps its place, so that it finds its address when it comes back.
+    /// As [`Core::let_go`], but on a VirtualIP that was made by hand a Service keeps its place: one
+    /// that comes back, or is to have the address again, finds it.
     fn reserve_or_let_go(&mut self, ip: IpAddr, key: &ServiceKey) -> Option<Write> {
         let Some(vip) = self.vips.get(&ip).filter(|vip| !vip.managed).cloned() else {
             return self.let_go(ip, key);
@@ -342,6 +348,14 @@ impl Core {
                 since,
             }),
         })))
+    }
+}
+
+fn without_policy(claim: &VipClaim) -> VipClaim {
+    VipClaim {
+        external_traffic_policy: None,
+        selector: BTreeMap::new(),
+        ..claim.clone()
     }
 }
 

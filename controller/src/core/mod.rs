@@ -268,6 +268,9 @@ pub struct Core {
     /// An address, a pool or a namespace may let in who was refused.
     retry_refused: bool,
     queue: Queue,
+    /// The API server drops what a claim says of policy and selector: its definition of a
+    /// VirtualIP is older than this program.
+    forgetful: bool,
     /// News for [`Core::take_refusals`].
     refusals: Vec<AllocationReason>,
     allocations: u64,
@@ -296,6 +299,13 @@ impl Core {
         Kind::ALL
             .into_iter()
             .filter(|kind| !self.synced.contains(kind))
+    }
+
+    /// Whether the API server's definition of a VirtualIP is older than this program and drops
+    /// what a claim says of policy and selector.
+    #[must_use]
+    pub fn is_forgotten(&self) -> bool {
+        self.forgetful
     }
 
     /// Numbers for the metrics.
@@ -366,6 +376,15 @@ impl Core {
         self.awaited.clear();
         self.retry_refused = false;
         self.follow_all();
+    }
+
+    /// Follows what happens while somebody else leads. Nothing is decided, and nothing is kept to
+    /// be decided: a term begins with a look at everything.
+    pub fn look_on(&mut self, now: Duration) {
+        self.now = now;
+        self.allocator.end_rests(now);
+        self.queue = Queue::default();
+        self.retry_refused = false;
     }
 
     /// The next plan that can start now, or `None` when there is nothing to do (yet).

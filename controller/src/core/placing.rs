@@ -150,8 +150,8 @@ impl Core {
         spec.ip_address_pools.iter().any(|name| name == pool)
             || self
                 .pools
-                .view(pool)
-                .is_some_and(|view| any_matches(&spec.ip_address_pool_selectors, &view.labels))
+                .labels(pool)
+                .is_some_and(|labels| any_matches(&spec.ip_address_pool_selectors, labels))
     }
 
     fn covers_any(&self, ad: &AdvertisementView, claims: &[VipClaim]) -> bool {

@@ -36,8 +36,6 @@ struct FamilyPart {
     free_count: u128,
     /// Held or reserved.
     held: u128,
-    /// At rest after release.
-    resting: u128,
     /// True when the pool has addresses of this family at all.
     exists: bool,
 }
@@ -79,8 +77,11 @@ pub struct Usage {
 pub(super) enum Found {
     Address(IpAddr),
     NoFamily,
-    Full,
-    Resting,
+    /// All are taken, or rest after release.
+    Full {
+        /// How long released ones rest.
+        reuse_delay: Duration,
+    },
 }
 
 fn slot(family: Family) -> usize {
@@ -135,7 +136,6 @@ impl Allocator {
         for &ip in self.resting.keys() {
             for &index in pools_at(&self.segments, ip) {
                 self.pools[index].take(ip);
-                self.pools[index].parts[slot(Family::of(ip))].resting += 1;
             }
         }
         for &ip in self.of_nodes.keys() {
@@ -280,7 +280,6 @@ impl Allocator {
         self.rest_ends.insert((end, ip));
         for &index in pools_at(&self.segments, ip) {
             self.pools[index].take(ip);
-            self.pools[index].parts[slot(Family::of(ip))].resting += 1;
         }
     }
 
@@ -406,9 +405,6 @@ impl Allocator {
                 self.left_by.remove(&last);
             }
         }
-        for &index in pools_at(&self.segments, ip) {
-            self.pools[index].parts[slot(Family::of(ip))].resting -= 1;
-        }
     }
 
     fn put_free(&mut self, ip: IpAddr) {
@@ -515,10 +511,8 @@ impl PoolState {
             }
             part.free.remove(bits(ip));
         }
-        if part.resting > 0 {
-            Found::Resting
-        } else {
-            Found::Full
+        Found::Full {
+            reuse_delay: self.pool.reuse_delay,
         }
     }
 }

@@ -75,16 +75,21 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Ports and labels: what a VirtualIP has to record of it.
+    /// Ports and labels: what a VirtualIP has to record of it. A label counts for as many ports as
+    /// take its room.
     #[must_use]
     pub fn terms(&self) -> usize {
+        let label = |(key, value): (&String, &String)| 1 + (key.len() + value.len()) / PORT_BYTES;
         let labels = match &self.backend {
-            Backend::Local(selector) => selector.len(),
+            Backend::Local(selector) => selector.iter().map(label).sum(),
             Backend::Unknown | Backend::Cluster => 0,
         };
         self.ports.len() + labels
     }
 }
+
+/// What a recorded port takes, in JSON.
+const PORT_BYTES: usize = 32;
 
 /// Terms of all Services that share an address, at most: more than a hundred thousand bytes below
 /// what etcd takes as one object.

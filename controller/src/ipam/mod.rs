@@ -29,6 +29,6 @@ pub use book::{Allocator, Holding, Rest, Usage};
 pub use claim::{Backend, Claim, Conflict, MAX_TERMS, PortKey, ServiceKey, ServiceName, may_share};
 pub use interval::IntervalSet;
 pub use pool::{Asker, Family, NotServed, Pool, Scope};
-pub use refusal::{Oversize, PassedOver, Refusal};
+pub use refusal::{MAX_POOLS, Oversize, PassedOver, Refusal};
 pub use settle::{Pick, Request, Settlement};
 pub use small::{SmallMap, SmallSet};

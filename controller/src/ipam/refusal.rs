@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use bellrock_api::{AllocationReason, MAX_PORTS, MAX_SELECTOR, MAX_SHARING_KEY};
 
@@ -17,22 +18,31 @@ pub enum PassedOver {
     NotServed(NotServed),
     /// It has no address of the family.
     NoFamily,
-    /// Every address is in use.
-    Full,
-    /// What is not in use was released a moment ago and rests until its `reuseDelay` is over.
-    Resting,
+    /// Every address is in use, or rests after its release. Which of the two is not said: it
+    /// changes with every release, and all who wait would have to be told each time.
+    Full {
+        /// How long released ones rest.
+        reuse_delay: Duration,
+    },
 }
 
 impl fmt::Display for PassedOver {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        let text = match self {
+            Self::Full { reuse_delay } if !reuse_delay.is_zero() => {
+                let seconds = reuse_delay.as_secs();
+                return write!(
+                    f,
+                    "has no free address (a released one rests for its reuseDelay, {seconds}s)"
+                );
+            }
             Self::NotAutomatic => "has autoAssign: false and must be asked for",
             Self::NotServed(NotServed::Namespace) => "does not serve this namespace",
             Self::NotServed(NotServed::Service) => "does not serve services with these labels",
             Self::NoFamily => "has no address of this family",
-            Self::Full => "has no free address",
-            Self::Resting => "has only addresses that rest until their reuseDelay is over",
-        })
+            Self::Full { .. } => "has no free address",
+        };
+        f.write_str(text)
     }
 }
 
@@ -45,6 +55,8 @@ pub enum Oversize {
     Ports,
     /// The selector, in labels.
     Selector,
+    /// The pools asked for.
+    Pools,
 }
 
 /// Why an address, or a family's address, was not allocated.
@@ -174,7 +186,7 @@ impl Refusal {
             Self::NoneFits { passed_over, .. } => {
                 let any =
                     |test: fn(&PassedOver) -> bool| passed_over.iter().any(|(_, why)| test(why));
-                if any(|why| matches!(why, PassedOver::Full | PassedOver::Resting)) {
+                if any(|why| matches!(why, PassedOver::Full { .. })) {
                     AllocationReason::PoolExhausted
                 } else if any(|why| matches!(why, PassedOver::NoFamily)) {
                     AllocationReason::FamilyUnavailable
@@ -253,7 +265,7 @@ fn passed(pools: &[(String, PassedOver)]) -> Vec<&(String, PassedOver)> {
     let mut all: Vec<_> = pools.iter().collect();
     if all.len() > MAX_NAMED {
         all.sort_by_key(|(_, why)| match why {
-            PassedOver::Full | PassedOver::Resting => 0,
+            PassedOver::Full { .. } => 0,
             PassedOver::NoFamily => 1,
             PassedOver::NotServed(_) => 2,
             PassedOver::NotAutomatic => 3,
@@ -358,6 +370,11 @@ impl fmt::Display for Refusal {
                     f,
                     "the service has {found} ports: at most {MAX_PORTS} are recorded of one, divide it into several services"
                 ),
+                Oversize::Pools => write!(
+                    f,
+                    "the annotation {} names {found} pools: at most {MAX_POOLS} are looked at, name fewer",
+                    bellrock_api::annotations::ADDRESS_POOL
+                ),
                 Oversize::Selector => write!(
                     f,
                     "the service shares an address and its selector has {found} labels: at most {MAX_SELECTOR} are recorded, shorten it or share no address"
@@ -370,6 +387,9 @@ impl fmt::Display for Refusal {
         }
     }
 }
+
+/// Pools that a Service may ask for.
+pub const MAX_POOLS: usize = 16;
 
 /// Pools that a message names before it says "and N more".
 const MAX_NAMED: usize = 8;

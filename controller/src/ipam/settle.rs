@@ -330,8 +330,7 @@ impl Allocator {
                         });
                     }
                     Found::NoFamily => PassedOver::NoFamily,
-                    Found::Full => PassedOver::Full,
-                    Found::Resting => PassedOver::Resting,
+                    Found::Full { reuse_delay } => PassedOver::Full { reuse_delay },
                 },
             };
             if request.pools.is_empty() || request.pools.contains(&state.pool.name) {

@@ -37,6 +37,10 @@ pub(super) struct Cluster {
     pub(super) news: VecDeque<Change>,
     /// Every write that was accepted.
     pub(super) writes: Vec<Write>,
+    /// Its definition of a VirtualIP knows no policies.
+    pub(super) forgets: bool,
+    /// Patches that changed nothing.
+    pub(super) idle: usize,
     /// The operator wants the cleanup finalizer.
     pub(super) cleanup_finalizer: bool,
 }
@@ -126,6 +130,18 @@ impl Cluster {
             spec: serde_json::from_value(spec).map_err(|e| e.to_string()),
             status: old.map(|p| p.status).unwrap_or_default(),
         };
+        self.pools.insert(name.to_owned(), view.clone());
+        self.news
+            .push_back(Change::Pool(name.to_owned(), Box::new(view)));
+    }
+
+    pub(super) fn label_pool(&mut self, name: &str, labels: &[(&str, &str)]) {
+        let mut view = self.pools[name].clone();
+        view.version = self.version(Some(&view.version.uid));
+        view.labels = labels
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
         self.pools.insert(name.to_owned(), view.clone());
         self.news
             .push_back(Change::Pool(name.to_owned(), Box::new(view)));
@@ -259,6 +275,16 @@ impl Cluster {
         }
     }
 
+    /// What is stored of a VirtualIP.
+    fn kept(&self, spec: &VirtualIPSpec) -> VirtualIPSpec {
+        let mut spec = spec.clone();
+        for claim in spec.claims.iter_mut().filter(|_| self.forgets) {
+            claim.external_traffic_policy = None;
+            claim.selector = BTreeMap::new();
+        }
+        spec
+    }
+
     pub(super) fn accept(&mut self, write: &Write) -> Result<Option<Change>, Refused> {
         let answer = match write {
             Write::CreateVip(spec) => {
@@ -269,7 +295,7 @@ impl Cluster {
                 let view = VipView {
                     version: self.version(None),
                     managed: true,
-                    spec: *spec.clone(),
+                    spec: self.kept(spec),
                     released: None,
                 };
                 self.vips.insert(name, view.clone());
@@ -287,12 +313,18 @@ impl Cluster {
                 if present.version != *version {
                     return Err(Refused::Conflict);
                 }
+                let spec = self.kept(spec);
+                if (&present.spec, &present.released) == (&spec, released) {
+                    // Nothing happens, and no version is made.
+                    self.idle += 1;
+                    return Ok(Some(Change::VirtualIp(*ip, Box::new(present.clone()))));
+                }
                 let managed = present.managed;
                 let version = self.version(Some(&version.uid));
                 let view = VipView {
                     version,
                     managed,
-                    spec: *spec.clone(),
+                    spec,
                     released: released.clone(),
                 };
                 self.vips.insert(name, view.clone());

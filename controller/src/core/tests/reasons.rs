@@ -84,7 +84,7 @@ fn rows() -> Vec<Row> {
             full,
             plain(),
             plain(),
-            "no pool has an IPv4 address for this service: main has no free address; add addresses to a pool, or delete services that need none",
+            "no pool has an IPv4 address for this service: main has no free address (a released one rests for its reuseDelay, 60s); add addresses to a pool, or delete services that need none",
         ),
         row(
             Reason::PoolNotForService,
@@ -219,6 +219,18 @@ fn rows() -> Vec<Row> {
             plain(),
             sharing(&"k".repeat(300)),
             "the annotation bellrock.dev/sharing-key has 300 characters: at most 253 are recorded, shorten it",
+        ),
+        row(
+            Reason::RequestTooLarge,
+            nothing,
+            plain(),
+            in_pool(
+                &(1..=17)
+                    .map(|n| format!("p{n}"))
+                    .collect::<Vec<_>>()
+                    .join(","),
+            ),
+            "the annotation bellrock.dev/address-pool names 17 pools: at most 16 are looked at, name fewer",
         ),
         row(
             Reason::NoClusterIP,

@@ -41,6 +41,155 @@ fn a_virtual_ip_made_by_hand_reserves_its_address_and_outlives_its_service() {
 }
 
 #[test]
+fn an_address_reserved_for_several_is_shared_by_those_who_may_also_after_a_restart() {
+    let mut cluster = cluster();
+    cluster.put_vip_by_hand("192.0.2.5", &["default/dns-udp", "default/dns-tcp"]);
+    // Restored while no controller runs.
+    let ports = |protocol: &str| json!({ "ports": [{ "port": 53, "protocol": protocol }] });
+    let keys = ["UDP", "TCP"].map(|protocol| {
+        let name = format!("dns-{}", protocol.to_lowercase());
+        cluster.put_service(&name, ports(protocol), json!({ SHARING_KEY: "dns" }))
+    });
+    let mut controller = run(&mut cluster);
+    for key in &keys {
+        assert_eq!(cluster.addresses(key), ["192.0.2.5"], "{key}");
+    }
+    controller.settle_for_good(&mut cluster);
+    for key in &keys {
+        cluster.delete_service(key);
+    }
+    controller.settle_for_good(&mut cluster);
+    let kept = cluster.claims("192.0.2.5").unwrap();
+    assert_eq!(kept, ["default/dns-udp", "default/dns-tcp"]);
+}
+
+#[test]
+fn who_is_named_beside_one_that_runs_moves_nothing_and_keeps_its_place() {
+    let mut cluster = cluster();
+    cluster.put_vip_by_hand("192.0.2.5", &["default/blue", "default/green"]);
+    let mut controller = run(&mut cluster);
+    let blue = cluster.put_service("blue", json!({}), json!({}));
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&blue), ["192.0.2.5"]);
+    // The other comes while no controller runs; they share nothing.
+    let green = cluster.put_service("green", json!({}), json!({}));
+    let mut controller = run(&mut cluster);
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&blue), ["192.0.2.5"]);
+    assert_eq!(cluster.addresses(&green), ["192.0.2.0"]);
+    let both = ["default/blue", "default/green"];
+    assert_eq!(cluster.claims("192.0.2.5").unwrap(), both);
+    cluster.delete_service(&blue);
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.claims("192.0.2.5").unwrap(), both);
+    assert_eq!(cluster.addresses(&green), ["192.0.2.0"], "it runs");
+}
+
+#[test]
+fn a_place_that_somebody_wrote_by_hand_for_one_that_runs_elsewhere_stays() {
+    let mut cluster = cluster();
+    let mut controller = run(&mut cluster);
+    let web = cluster.put_service("web", json!({}), json!({}));
+    controller.settle_for_good(&mut cluster);
+    cluster.put_vip_by_hand("192.0.2.6", &["default/web"]);
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.addresses(&web), ["192.0.2.0"]);
+    assert_eq!(cluster.claims("192.0.2.6").unwrap(), ["default/web"]);
+    let thief = cluster.put_service("thief", json!({}), ips("192.0.2.6"));
+    controller.settle_for_good(&mut cluster);
+    assert_eq!(cluster.condition(&thief).unwrap().1, "AddressReserved");
+    // It goes there when it asks for it, and keeps its place when it asks for another one.
+    for (asked, there) in [("192.0.2.6", true), ("192.0.2.3", false)] {
+        cluster.put_service("web", json!({}), ips(asked));
+        controller.settle_for_good(&mut cluster);
+        assert_eq!(cluster.addresses(&web), [asked]);
+        let claim = &cluster.vips["192.0.2.6"].spec.claims[0];
+        assert_eq!(claim.uid.is_some(), there);
+    }
+}
+
+#[test]
+fn a_pool_that_is_deleted_takes_no_address_from_its_place() {
+    let mut cluster = cluster();
+    cluster.label_pool("main", &[("env", "prod")]);
+    let selectors = json!([{ "matchLabels": { "env": "prod" } }]);
+    let selects = json!({ "ipAddressPoolSelectors": selectors });
+    cluster.put_advertisement("all", selects);
+    let mut controller = run(&mut cluster);
+    let web = cluster.put_service("web", json!({}), json!({}));
+    controller.settle_for_good(&mut cluster);
+    let place = cluster.vips["192.0.2.0"].spec.l2.clone();
+    assert!(place.is_some());
+    cluster.delete_pool("main");
+    controller.settle(&mut cluster);
+    assert_eq!(cluster.vips["192.0.2.0"].spec.l2, place);
+    assert_eq!(cluster.addresses(&web), ["192.0.2.0"]);
+    // One that no address is in leaves nothing behind.
+    cluster.put_pool("main", json!({ "addresses": ["192.0.2.0/29"] }));
+    controller.settle(&mut cluster);
+    let l2 = &cluster.vips["192.0.2.0"].spec.l2;
+    assert_eq!(*l2, None, "its labels are what they are now: none");
+}
+
+/// Helm does not bring definitions up to date: the API server may drop what it does not know.
+#[test]
+fn an_older_definition_of_a_virtual_ip_costs_no_writes_without_end() {
+    let mut cluster = cluster();
+    cluster.forgets = true;
+    let mut controller = run(&mut cluster);
+    let ports = |port: u16| json!({ "ports": [{ "port": port }] });
+    let key = json!({ SHARING_KEY: "k" });
+    let keys =
+        [80, 81, 82].map(|port| cluster.put_service(&format!("s{port}"), ports(port), key.clone()));
+    controller.settle_for_good(&mut cluster);
+    for key in &keys {
+        assert_eq!(cluster.addresses(key), ["192.0.2.0"]);
+    }
+    let idle = cluster.idle;
+    for _ in 0..10 {
+        for (key, port) in keys.iter().zip([80, 81, 82]) {
+            cluster.label_service(key, &[("app", "x")]);
+            cluster.put_service(&key.name, ports(port), json!({ SHARING_KEY: "k" }));
+        }
+        controller.settle(&mut cluster);
+    }
+    assert_eq!(cluster.idle, idle);
+    // A start finds it out by a write that changes nothing.
+    let mut controller = run(&mut cluster);
+    controller.settle_for_good(&mut cluster);
+    assert!(cluster.idle <= idle + 3 * keys.len(), "{}", cluster.idle);
+}
+
+#[test]
+fn a_release_in_a_full_pool_is_told_to_nobody_who_waits_on() {
+    let mut cluster = cluster();
+    let spec = json!({ "addresses": ["192.0.2.0/29"], "reuseDelay": "60s" });
+    cluster.put_pool("main", spec);
+    let mut controller = run(&mut cluster);
+    let keys: Vec<ServiceKey> = (0..20)
+        .map(|n| cluster.put_service(&format!("s{n:02}"), json!({}), json!({})))
+        .collect();
+    controller.settle_for_good(&mut cluster);
+    let (reason, message) = {
+        let (_, reason, message) = cluster.condition(&keys[19]).unwrap();
+        (reason, message)
+    };
+    assert_eq!(reason, "PoolExhausted");
+    assert!(
+        message.contains("rests for its reuseDelay, 60s"),
+        "{message}"
+    );
+    cluster.writes.clear();
+    cluster.delete_service(&keys[0]);
+    controller.settle(&mut cluster);
+    assert_eq!(cluster.writes.len(), 1, "it rests: {:?}", cluster.writes);
+    controller.now += Duration::from_secs(61);
+    controller.settle(&mut cluster);
+    // The record of the rest goes; one who waited has it: its record, its status.
+    assert_eq!(cluster.writes.len(), 4, "{:?}", cluster.writes);
+}
+
+#[test]
 fn a_restart_adopts_what_the_virtual_ips_record() {
     let mut cluster = cluster();
     let mut controller = run(&mut cluster);

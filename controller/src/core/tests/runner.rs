@@ -9,7 +9,7 @@ use bellrock_api::{parse_virtual_ip_name, virtual_ip_name};
 use super::cluster::{Cluster, Refused};
 use crate::core::{Change, Core, Plan, Settings, Work, Write};
 use crate::ipam::ServiceKey;
-use crate::view::{ServiceView, Version};
+use crate::view::{ServiceView, Version, remembers};
 
 /// The time at which tests begin.
 pub(super) const T0: Duration = Duration::from_secs(1_000_000);
@@ -118,7 +118,13 @@ impl Controller {
                     }
                     (_, Some(Change::Service(key, view))) => self.core.service_written(&key, *view),
                     (_, Some(Change::VirtualIp(ip, view))) => {
-                        self.core.vip_written(ip, *view, self.now);
+                        let remembers = match &write {
+                            Write::CreateVip(spec) | Write::PatchVip { spec, .. } => {
+                                remembers(spec, &view.spec)
+                            }
+                            _ => None,
+                        };
+                        self.core.vip_written(ip, *view, remembers, self.now);
                     }
                     (write, answer) => unreachable!("{write:?}: {answer:?}"),
                 }
