@@ -67,6 +67,8 @@ pub(crate) enum Fault {
     Move(usize),
     /// An address's object is deleted and made again.
     Recreate(usize),
+    /// The same, and its owner's watch is stale meanwhile: it does not learn of it.
+    Unseen(usize),
     /// Switches pass no frame of the nodes' group.
     Filter,
 }
@@ -100,6 +102,7 @@ impl Fault {
             Self::Drain(_) => "drain",
             Self::Move(_) => "planned move",
             Self::Recreate(_) => "address made again",
+            Self::Unseen(_) => "made again, owner unaware",
             Self::Filter => "group filtered",
         }
     }
@@ -172,7 +175,7 @@ fn target(fault: &Fault) -> Option<(&'static str, usize)> {
         | Fault::Drain(node)
         | Fault::Watch(node)
         | Fault::Cable(node, _) => Some(("node", *node)),
-        Fault::Foreign(vip) | Fault::Recreate(vip) => Some(("object", *vip)),
+        Fault::Foreign(vip) | Fault::Recreate(vip) | Fault::Unseen(vip) => Some(("object", *vip)),
         Fault::Loss(_)
         | Fault::Duplicates(_)
         | Fault::Delay(_)
@@ -191,7 +194,7 @@ fn draw(rng: &mut Rng, ground: &Ground) -> Option<Fault> {
     let vip = rng.index(ground.vips);
     let way = *rng.pick(&[Way::Both, Way::Out, Way::Back])?;
     let trunk = (ground.trunks > 0).then(|| rng.index(ground.trunks));
-    Some(match rng.below(27) {
+    Some(match rng.below(28) {
         0 => Fault::Loss(*rng.pick(&[2, 10, 30, 70])?),
         1 => Fault::Duplicates(rng.range(5, 50)),
         2 => Fault::Delay(rng.range(2, 60)),
@@ -215,6 +218,7 @@ fn draw(rng: &mut Rng, ground: &Ground) -> Option<Fault> {
         23 => Fault::Drain(node),
         24 => Fault::Move(vip),
         25 => Fault::Filter,
+        26 => Fault::Unseen(vip),
         _ => Fault::Recreate(vip),
     })
 }

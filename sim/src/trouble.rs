@@ -76,6 +76,16 @@ impl World {
                     self.publish(vip);
                 }
             }
+            Fault::Unseen(vip) => {
+                if let Some(owner) = self.check.owners(vip).first() {
+                    self.unseen.insert(vip, *owner);
+                }
+                if let Some(object) = self.cluster.vips.get_mut(vip) {
+                    *object = None;
+                }
+                self.publish(vip);
+                self.later(Duration::from_millis(900), Due::Create(vip));
+            }
             Fault::Foreign(vip) | Fault::Recreate(vip) => {
                 if let Some(object) = self.cluster.vips.get_mut(vip) {
                     *object = None;
@@ -145,6 +155,11 @@ impl World {
                 if let Some(Some(object)) = self.cluster.vips.get_mut(vip) {
                     object.local = None;
                     self.publish(vip);
+                }
+            }
+            Fault::Unseen(vip) => {
+                if let Some(owner) = self.unseen.remove(&vip) {
+                    self.soon((1, 50), Due::Listed(owner));
                 }
             }
             Fault::Recreate(vip) => self.later(Duration::from_millis(900), Due::Create(vip)),

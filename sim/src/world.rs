@@ -64,6 +64,8 @@ pub(crate) struct World {
     pub(crate) cluster: Cluster,
     pub(crate) faults: Vec<Scheduled>,
     pub(crate) active: BTreeSet<usize>,
+    /// For each address that was made again unseen by its owner: the owner.
+    pub(crate) unseen: BTreeMap<usize, usize>,
     /// Nodes whose carrier a flap takes at this moment.
     pub(crate) flapped: BTreeSet<usize>,
     /// Nodes whose machine is down.
@@ -112,6 +114,7 @@ impl World {
             cluster: Cluster::new(nodes, vips),
             faults,
             active: BTreeSet::new(),
+            unseen: BTreeMap::new(),
             flapped: BTreeSet::new(),
             crashed: BTreeSet::new(),
             blocked: BTreeSet::new(),
@@ -532,7 +535,8 @@ impl World {
 
     pub(crate) fn told(&mut self, node: usize, vip: usize) {
         let deaf = |fault: &Fault| *fault == Fault::Watch(node);
-        if !self.cluster.up || self.active_faults().any(deaf) {
+        let unaware = self.unseen.values().any(|owner| *owner == node);
+        if !self.cluster.up || unaware || self.active_faults().any(deaf) {
             return;
         }
         let assignment = self.cluster.assignment(vip, node);

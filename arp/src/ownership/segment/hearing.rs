@@ -22,7 +22,7 @@ use crate::types::Event;
 /// ARP frames a second come in (Dynamic ARP Inspection).
 const HOSTS: usize = 4;
 /// Rounds in which they are asked at once; then it is every tenth.
-const EAGER: u32 = 3;
+const EAGER: u32 = 2;
 
 #[derive(Debug, Default)]
 pub(super) struct Hearing {
@@ -81,11 +81,11 @@ impl Segment {
         // At once: peers that hear it need not wait for the next, and what they
         // held may be probed for soon.
         self.hello(false);
-        self.ask_hosts(HOSTS);
+        self.ask_hosts();
     }
 
-    /// Asks hosts for a sign, if one is needed and nothing came in for a round:
-    /// the last one heard, then all of them, then every ten rounds.
+    /// Asks hosts for a sign, if one is needed and nothing came in for a round.
+    /// All of them, for the last one heard may be beyond the wire that failed.
     pub(super) fn listen_for_hosts(&mut self, now: Instant) {
         let hello = self.config.timers.hello;
         let (needed, quiet) = if self.hearing.deaf {
@@ -105,12 +105,12 @@ impl Segment {
         if round >= EAGER && !round.is_multiple_of(10) {
             return;
         }
-        self.ask_hosts(if round == 0 { 1 } else { HOSTS });
+        self.ask_hosts();
     }
 
-    fn ask_hosts(&mut self, most: usize) {
+    fn ask_hosts(&mut self) {
         let mac = self.config.mac;
-        for host in self.hearing.hosts.iter().rev().take(most) {
+        for host in self.hearing.hosts.iter().rev() {
             let probe = Arp::probe(mac, *host).frame();
             self.outputs.push_back(Output::Frame(probe));
         }
