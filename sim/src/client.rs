@@ -19,6 +19,9 @@ const LOCKTIME: Duration = Duration::from_secs(1);
 const REACHABLE: Duration = Duration::from_secs(20);
 const SOLICIT: Duration = Duration::from_secs(1);
 const SOLICITS: u8 = 3;
+/// How long an entry stands at the most that nobody corrects and nobody
+/// confirms.
+pub(crate) const FORGETS: Duration = Duration::from_secs(20 + 4);
 /// How often an unanswered request is repeated: more eager than Linux (1 s),
 /// so that its own timer does not hide what is tested.
 pub(crate) const ASK_EVERY: Duration = Duration::from_millis(100);

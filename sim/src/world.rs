@@ -9,7 +9,7 @@ use bellrock_arp::ownership::{AddressView, Input, Output, Segment};
 use bellrock_arp::{Eligibility, Event, Instant, MacAddr, Recorded, State, Timers};
 
 use crate::check::Check;
-use crate::client::{ASK_EVERY, Client};
+use crate::client::{ASK_EVERY, Client, FORGETS};
 use crate::cluster::{Cluster, EPOCH, address, name, number, v4};
 use crate::fault::{Fault, Scheduled};
 use crate::node::Node;
@@ -66,6 +66,10 @@ pub(crate) struct World {
     pub(crate) active: BTreeSet<usize>,
     /// For each address that was made again unseen by its owner: the owner.
     pub(crate) unseen: BTreeMap<usize, usize>,
+    /// Clients (and addresses) that were where no speaker was when the address
+    /// moved, and heard nothing of it since. When they are back nobody can know
+    /// that they need to be told: they find out themselves.
+    missed: BTreeSet<(usize, usize)>,
     /// Nodes whose carrier a flap takes at this moment.
     pub(crate) flapped: BTreeSet<usize>,
     /// Nodes whose machine is down.
@@ -115,6 +119,7 @@ impl World {
             faults,
             active: BTreeSet::new(),
             unseen: BTreeMap::new(),
+            missed: BTreeSet::new(),
             flapped: BTreeSet::new(),
             crashed: BTreeSet::new(),
             blocked: BTreeSet::new(),
@@ -363,6 +368,7 @@ impl World {
         match *event {
             Event::Owned { epoch, cause, .. } => {
                 self.check.owned(node, vip, cause, self.now);
+                self.note_missed(vip);
                 self.soon((50, 800), Due::Record(node, vip, epoch));
             }
             Event::Lost { cause, .. } => self.check.lost(node, vip, Some(cause), self.now),
@@ -372,6 +378,15 @@ impl World {
             | Event::PeerHeard { .. }
             | Event::PeerSilent { .. }
             | Event::Unblocked { .. } => {}
+        }
+    }
+
+    fn note_missed(&mut self, vip: usize) {
+        for (index, client) in self.clients.iter().enumerate() {
+            let mut nodes = self.nodes.iter().filter(|node| node.runs());
+            if !nodes.any(|node| self.wire.connected(node.number, client.station)) {
+                self.missed.insert((index, vip));
+            }
         }
     }
 
@@ -412,6 +427,9 @@ impl World {
         if let Some(client) = self.clients.get_mut(index) {
             if arp.sender == v4(vip) {
                 client.hear(vip, &arp, self.now);
+                if client.cached(vip) == Some(arp.sender_mac) {
+                    self.missed.remove(&(index, vip));
+                }
             }
         } else if arp.operation == Operation::Request
             && arp.target == v4(vip)
@@ -465,6 +483,8 @@ impl World {
             }
             if cached.is_none() {
                 extra += ASK_EVERY;
+            } else if self.missed.contains(&(index, vip)) {
+                extra += FORGETS;
             }
             let arrived = cached.is_some_and(|to| {
                 let at = self.wire.path(station, mac, to, self.now);

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::cluster::{Cluster, ips};
 use super::runner::{Controller, Fate};
 use crate::ipam::{Backend, Claim, ServiceKey, may_share};
-use crate::view::{ServiceView, VipView};
+use crate::view::{ServiceView, VipView, recorded_terms};
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -129,13 +129,9 @@ fn check_lawful(cluster: &Cluster) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// A recorded claim; the policy is not recorded, so it is taken to agree.
+/// A recorded claim. Who shares has its policy recorded: one without could share with nobody.
 fn terms(claim: &bellrock_api::Claim) -> (ServiceKey, Claim) {
-    let terms = Claim {
-        ports: claim.ports.iter().map(|p| (p.protocol, p.port)).collect(),
-        sharing_key: claim.sharing_key.clone(),
-        backend: Backend::Cluster,
-    };
+    let terms = recorded_terms(claim, &Backend::Unknown);
     (ServiceKey::new(&claim.namespace, &claim.name), terms)
 }
 
