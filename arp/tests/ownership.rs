@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bellrock_arp::frame::{self, Arp, Body, Ethernet, Message};
 use bellrock_arp::ownership::Input;
-use bellrock_arp::{Cause, Eligibility, Event, Instant, MacAddr, State};
+use bellrock_arp::{Assignment, Cause, Eligibility, Event, Instant, MacAddr, State};
 use bus::{BOUND, Bus, CREATED, STRANGER, arp_of, assignment, mac, ms, name, recorded, v4, vip};
 
 const V: fn() -> IpAddr = || vip(1);
@@ -845,4 +845,40 @@ fn inputs_survive_recording() {
             "{line}"
         );
     }
+}
+
+/// A node that was not told of the new object knows the Service behind the old
+/// one: the address is not for it.
+#[test]
+fn who_knows_only_an_older_object_takes_no_address_of_the_newer_one() {
+    let mut bus = Bus::new(3, 90);
+    for index in 0..3 {
+        bus.start(index);
+        bus.assign(index, vip(1), assignment(&[0, 1, 2]));
+    }
+    bus.run(ms(3_000));
+    assert_eq!(bus.owners(vip(1)), [0]);
+    let newer = |order: &[usize]| Assignment {
+        created: CREATED + 60,
+        ..assignment(order)
+    };
+    bus.kill(0);
+    for index in 1..3 {
+        bus.remove(index, vip(1));
+    }
+    bus.assign(1, vip(1), assignment(&[0, 1, 2]));
+    bus.assign(2, vip(1), newer(&[2, 1]));
+    bus.run(ms(4_000));
+    assert_eq!(bus.owners(vip(1)), [2]);
+    // Neither by a planned move ...
+    bus.assign(2, vip(1), newer(&[1, 2]));
+    bus.run(ms(10_000));
+    assert_eq!(bus.owners(vip(1)), [2]);
+    // ... nor when the owner dies, before it is told.
+    bus.kill(2);
+    bus.run(ms(3_000));
+    assert!(bus.owners(vip(1)).is_empty());
+    bus.assign(1, vip(1), newer(&[1, 2]));
+    let took = bus.run_until(ms(1_000), |bus| bus.owners(vip(1)) == [1]);
+    assert!(took.is_some());
 }

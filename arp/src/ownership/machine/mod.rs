@@ -19,6 +19,10 @@ use crate::types::{Cause, State};
 use clock::LATE;
 pub(super) use words::{Action, Phase, Trigger};
 
+/// Epochs of one object: more than an address can have owners. Those of an
+/// object that is made a second later come after them.
+pub(super) const EPOCHS: u64 = 1 << 20;
+
 /// An address's ownership on one segment.
 #[derive(Clone, Debug)]
 pub(super) struct Machine {
@@ -78,6 +82,13 @@ impl Machine {
 
     pub(super) fn base(&self) -> u64 {
         self.base
+    }
+
+    /// Whether `epoch` is of an object that was made after the one that this
+    /// node was told of. Then it may not take the address: what it knows of the
+    /// Service behind it may be of another one.
+    pub(super) fn is_of_newer_object(&self, epoch: u64) -> bool {
+        epoch / EPOCHS > self.base / EPOCHS
     }
 
     pub(super) fn cause(&self) -> Option<Cause> {

@@ -38,6 +38,7 @@ impl Segment {
         let machine = &record.machine;
         if record.assignment.eligibility != Eligibility::Eligible
             || !matches!(machine.state(), State::Idle | State::Wait)
+            || machine.is_of_newer_object(machine.highest())
             || self
                 .peers
                 .holder(address, machine.base())

@@ -171,6 +171,7 @@ impl Segment {
         };
         let machine = &mut record.machine;
         let may = record.assignment.eligibility == Eligibility::Eligible && !self.draining;
+        let may = may && !machine.is_of_newer_object(epoch);
         let held = machine.owned().is_some_and(|mine| mine > epoch);
         if may && !deaf && epoch > machine.base() && (held || machine.is_current(epoch, &node)) {
             machine.learn(epoch, &node);

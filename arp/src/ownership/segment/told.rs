@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::super::machine::{Machine, Trigger};
+use super::super::machine::{EPOCHS, Machine, Trigger};
 use super::giving::Moves;
 use super::{Output, Record, Segment};
 use crate::MacAddr;
@@ -13,7 +13,7 @@ use crate::types::{Assignment, Cause, Eligibility};
 
 impl Segment {
     pub(super) fn assign(&mut self, address: IpAddr, assignment: Assignment, now: Instant) {
-        let base = assignment.created.saturating_mul(1 << 20);
+        let base = assignment.created.saturating_mul(EPOCHS);
         let new = !self.records.contains_key(&address);
         if new {
             self.no_host(address);
