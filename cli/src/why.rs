@@ -5,14 +5,16 @@
 //! each node; what only a speaker can know (who answers on the segment,
 //! whether a session is up) comes from its SpeakerStatus.
 
+mod unheld;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use bellrock_api::{
-    AddressRange, AddressState, AnnouncementReason as Reason, NodeReason, Refusal, RefusalProtocol,
-    SessionState, SpeakerStatusStatus,
+    AddressState, AnnouncementReason as Reason, NodeReason, Refusal, RefusalProtocol, SessionState,
+    SpeakerStatusStatus,
 };
 use bellrock_forward::ServiceKey;
 use bellrock_speaker::cluster::Cluster;
@@ -174,23 +176,20 @@ fn explain(dump: &Dump, target: &Target, namespace: &str, settings: &Settings) -
         }
         Target::Address(address) => match cluster.virtual_ips.get(address) {
             Some(vip) if !vip.claims.is_empty() => vip.claims.clone(),
-            Some(_) => {
-                notes.push(format!(
-                    "{address} is reserved by a VirtualIP that no Service claims"
-                ));
-                BTreeSet::new()
-            }
-            None => {
-                notes.push(unassigned(dump, *address));
+            Some(_) | None => {
+                notes.push(unheld::unclaimed(dump, *address));
                 BTreeSet::new()
             }
         },
     };
     let mut services = Vec::new();
     for key in keys {
-        match explain_service(dump, &cluster, &key, settings) {
-            Some(service) => services.push(service),
-            None => notes.push(format!(
+        match (explain_service(dump, &cluster, &key, settings), target) {
+            (Some(service), _) => services.push(service),
+            (None, Target::Address(address)) => {
+                notes.push(unheld::claimed_ahead(dump, *address, &key));
+            }
+            (None, Target::Service { .. }) => notes.push(format!(
                 "there is no Service {}/{}",
                 key.namespace, key.name
             )),
@@ -218,23 +217,6 @@ fn warnings(dump: &Dump) -> impl Iterator<Item = String> {
             line.trim_end_matches([' ', ':']).to_owned()
         })
     })
-}
-
-fn unassigned(dump: &Dump, address: IpAddr) -> String {
-    let pool = dump.pools.iter().find(|pool| {
-        pool.spec
-            .addresses
-            .iter()
-            .filter_map(|entry| entry.parse::<AddressRange>().ok())
-            .any(|range| range.contains(address))
-    });
-    match pool {
-        Some(pool) => format!(
-            "{address} is free: no Service has it (pool {})",
-            pool.name_any()
-        ),
-        None => format!("{address} is in no IPAddressPool and no Service has it"),
-    }
 }
 
 fn explain_service(

@@ -116,6 +116,12 @@ impl Entry {
             "services" | "services/status" | "virtualips"
         )
     }
+
+    /// Whether it is an Event about an object of this namespace, which is the Event's own.
+    #[must_use]
+    pub fn is_event_in(&self, namespace: &str) -> bool {
+        self.resource == "events" && self.namespace == namespace
+    }
 }
 
 impl Lab {

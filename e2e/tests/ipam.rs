@@ -5,11 +5,12 @@
     reason = "a test says no more than that it failed"
 )]
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use bellrock_api::{VirtualIP, virtual_ip_name};
+use bellrock_api::{SpeakerStatus, VirtualIP, virtual_ip_name};
 use bellrock_e2e::cluster::KubeProxy;
 use bellrock_e2e::lab::{Lab, Options, service};
 use bellrock_e2e::suite::NAMESPACE;
@@ -312,15 +313,39 @@ fn a_speaker_writes_no_owner_but_its_own_node() {
     let said = said.unwrap_err().to_string();
     assert!(said.contains("cannot patch resource"), "{said}");
     // Its own SpeakerStatus, and no other.
+    let denied = "may write only its own status";
+    let statuses: Api<SpeakerStatus> = Api::all(client);
+    let all: Api<SpeakerStatus> = Api::all(admin);
+    let params = PatchParams::apply("test").force();
     for (node, allowed) in [("n1", true), ("n2", false)] {
         let object = json!({
             "apiVersion": "bellrock.dev/v1beta1", "kind": "SpeakerStatus",
             "metadata": { "name": node },
         });
-        let statuses: Api<bellrock_api::SpeakerStatus> = Api::all(client.clone());
-        let params = PatchParams::apply("test").force();
         let said = lab.block_on(statuses.patch(node, &params, &Patch::Apply(&object)));
-        assert_eq!(said.is_ok(), allowed, "{node}: {said:?}");
+        match (said, allowed) {
+            (Ok(_), true) => {}
+            (Err(error), false) if error.to_string().contains(denied) => {}
+            (said, _) => panic!("{node}: {said:?}"),
+        }
+        // There it is, for what comes next.
+        lab.block_on(all.patch(node, &params, &Patch::Apply(&object)))
+            .unwrap();
+    }
+    // Whose status, of which node it says to be: whether that is refused.
+    for (name, node, refused) in [
+        ("n1", "n1", false),
+        ("n1", "n2", true),
+        ("n2", "n2", true),
+        ("n2", "n1", true),
+    ] {
+        let patch = Patch::Merge(json!({ "status": { "node": node } }));
+        let said = lab.block_on(statuses.patch_status(name, &PatchParams::default(), &patch));
+        match (said, refused) {
+            (Ok(_), false) => {}
+            (Err(error), true) if error.to_string().contains(denied) => {}
+            (said, _) => panic!("{name}, as of {node}: {said:?}"),
+        }
     }
 }
 
@@ -353,12 +378,92 @@ fn examples(page: &str) -> Vec<(String, Vec<(String, String)>)> {
     found
 }
 
+/// The row of an object in a table that kubectl prints, by the names of the columns.
+fn row(table: &str, name: &str) -> Result<BTreeMap<String, String>> {
+    let header = table.lines().next().context("no table")?;
+    let line = table
+        .lines()
+        .skip(1)
+        .find(|line| line.split_whitespace().next() == Some(name))
+        .with_context(|| format!("no {name} in:\n{table}"))?;
+    // A column begins after two spaces or more; its name may have one inside.
+    let begins = |at: usize| !header[at..].starts_with(' ') && header[..at].ends_with("  ");
+    let starts: Vec<usize> = (0..header.len())
+        .filter(|&at| at == 0 || begins(at))
+        .collect();
+    let ends = starts[1..].iter().copied().chain([usize::MAX]);
+    let cell = |text: &str, start: usize, end: usize| {
+        let end = end.min(text.len());
+        text.get(start..end).unwrap_or_default().trim().to_owned()
+    };
+    Ok(starts
+        .iter()
+        .zip(ends)
+        .map(|(&start, end)| (cell(header, start, end), cell(line, start, end)))
+        .collect())
+}
+
+/// Waits for a row of `kubectl get`, all of it but the columns of times.
+fn until_row(lab: &Lab, get: &[&str], name: &str, expected: &[(&str, &str)]) {
+    lab.until(&format!("{name} is in the table"), SOON, || {
+        let mut found = row(&lab.kubectl(&[&["get"], get].concat())?, name)?;
+        let time = found.remove("AGE").or_else(|| found.remove("SINCE"));
+        ensure!(
+            time.is_some_and(|t| t.starts_with(|c: char| c.is_ascii_digit())),
+            "no time"
+        );
+        let all: BTreeMap<String, String> = expected
+            .iter()
+            .chain([("NAME", name)].iter())
+            .map(|(column, cell)| ((*column).to_owned(), (*cell).to_owned()))
+            .collect();
+        ensure!(found == all, "{found:?}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+fn page(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name);
+    std::fs::read_to_string(path).unwrap()
+}
+
+/// The objects of the README: any Service gets an address of its pool. They are gone afterwards.
+fn the_readme_works(lab: &Lab) {
+    let examples = examples(&page("README.md"));
+    let [(block, _)] = examples.as_slice() else {
+        panic!("{examples:?}");
+    };
+    lab.apply(block).unwrap();
+    let manifest = wish("default", "any", 80, &json!({}));
+    lab.apply(&manifest.to_string()).unwrap();
+    until_outcome(lab, "default", "any", "192.0.2.10");
+    lab.kubectl_with(&["delete", "-f", "-"], block).unwrap();
+    lab.delete_service("any").unwrap();
+    lab.until("the address is free", SOON, || {
+        let vips = lab.kubectl(&["get", "virtualips", "-o", "name"])?;
+        ensure!(vips.is_empty(), "{vips}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// What `bellrock why` says of an address that no Service has.
+fn noted(lab: &Lab, address: &str, part: &str) {
+    let why = lab.why(address).unwrap();
+    let note = why["notes"][0].as_str().unwrap_or_default();
+    assert!(
+        why["services"] == json!([]) && note.starts_with(&format!("{address} {part}")),
+        "{why}"
+    );
+}
+
 #[test]
-fn every_example_of_the_page_on_pools_works() {
+fn every_example_of_the_readme_and_of_the_page_on_pools_works() {
     let lab = lab();
     let _controller = lab.start_controller().unwrap();
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/pools.md");
-    let page = std::fs::read_to_string(path).unwrap();
+    the_readme_works(&lab);
+    let page = page("docs/pools.md");
     let examples = examples(&page);
     let promised: usize = examples.iter().map(|(_, promises)| promises.len()).sum();
     assert!(examples.len() >= 8 && promised >= 10, "{promised}");
@@ -370,39 +475,12 @@ fn every_example_of_the_page_on_pools_works() {
         }
     }
     // The reasons that the page explains are those that there are.
-    for reason in bellrock_api::AllocationReason::ALL {
+    let reasons = bellrock_api::AllocationReason::ALL.iter();
+    for reason in reasons.map(|r| r.as_str()).chain(["NotSeen"]) {
         let told = page.contains(&format!("`{reason}`"));
-        let elsewhere = *reason == bellrock_api::AllocationReason::NotLoadBalancer;
-        assert!(told || elsewhere, "{reason} is not explained");
+        assert!(told, "{reason} is not explained");
     }
-    // What the page says to look at: the tables, the Event, and the same words by `why`.
-    let pools = lab
-        .kubectl(&["get", "ipaddresspools", "-n", NAMESPACE])
-        .unwrap();
-    assert!(
-        pools.contains("FREE IPV4") && pools.contains("True"),
-        "{pools}"
-    );
-    let vips = lab.kubectl(&["get", "virtualips"]).unwrap();
-    assert!(
-        vips.contains("checkout") && vips.contains("198.51.100.0"),
-        "{vips}"
-    );
-    let message = "198.51.100.1 belongs to pool shop, which does not serve this namespace";
-    lab.until("the Event is there", SOON, || {
-        let described = lab.kubectl(&["describe", "service", "curious"])?;
-        ensure!(
-            described.contains("PoolNotForService") && described.contains(message),
-            "{described}"
-        );
-        Ok(())
-    })
-    .unwrap();
-    let why = lab.why("svc/curious").unwrap().to_string();
-    assert!(
-        why.contains("PoolNotForService") && why.contains(message),
-        "{why}"
-    );
+    what_the_page_says_to_look_at_is_there(&lab, &page);
     // A Service that runs keeps its address over its deletion when its VirtualIP is made the
     // user's own.
     lab.kubectl(&[
@@ -423,4 +501,105 @@ fn every_example_of_the_page_on_pools_works() {
         Ok(())
     })
     .unwrap();
+    noted(&lab, "192.0.2.1", "is reserved for default/web");
+}
+
+/// The tables, the condition, the Event, and the same words by `why`.
+fn what_the_page_says_to_look_at_is_there(lab: &Lab, page: &str) {
+    let ranges = r#"["192.0.2.0/25","192.0.2.200-192.0.2.219","192.0.2.230","2001:db8:0:1::/64"]"#;
+    // 149 IPv4 addresses without that which ends in .0, and of IPv6 more than can be counted.
+    for (pool, auto, addresses, used, free, free6) in [
+        ("main", "true", ranges, "4", "144", "9223372036854775807"),
+        ("shop", "true", r#"["198.51.100.0/28"]"#, "1", "15", "0"),
+        ("public", "false", r#"["203.0.113.0/28"]"#, "2", "14", "0"),
+    ] {
+        let expected = [
+            ("AUTO ASSIGN", auto),
+            ("ADDRESSES", addresses),
+            ("USED IPV4", used),
+            ("FREE IPV4", free),
+            ("USED IPV6", "0"),
+            ("FREE IPV6", free6),
+            ("ACCEPTED", "True"),
+        ];
+        until_row(lab, &["ipaddresspools", "-n", NAMESPACE], pool, &expected);
+    }
+
+    // No speaker runs here: what the one of n2 would write is written for it.
+    lab.apply(&object("L2Advertisement", "all", &json!({})).to_string())
+        .unwrap();
+    let address = "198.51.100.0";
+    let vips: Api<VirtualIP> = Api::all(lab.admin());
+    let desired = lab
+        .until("the address has a place", SOON, || {
+            let l2 = lab.block_on(vips.get(address))?.spec.l2;
+            Ok(l2.context("it has none")?.node)
+        })
+        .unwrap();
+    let status = Patch::Merge(json!({ "status": {
+        "owner": "n2", "epoch": 1, "since": "2026-01-01T00:00:00Z", "cause": "first claim",
+    } }));
+    lab.block_on(vips.patch_status(address, &PatchParams::default(), &status))
+        .unwrap();
+    let expected = [
+        ("ADDRESS", address),
+        ("POOL", "shop"),
+        ("NAMESPACE", "shop"),
+        ("SERVICE", "checkout"),
+        ("DESIRED", &desired),
+        ("OWNER", "n2"),
+    ];
+    until_row(lab, &["virtualips"], address, &expected);
+
+    let (reason, message) = (
+        "PoolNotForService",
+        "198.51.100.1 belongs to pool shop, which does not serve this namespace",
+    );
+    let path = r#"{.status.conditions[?(@.type=="bellrock.dev/LoadBalancer")]}"#;
+    let told = format!("kubectl get service curious -o jsonpath='{path}'");
+    assert!(page.contains(&told), "the page says otherwise");
+    let said = lab
+        .kubectl(&[
+            "get",
+            "service",
+            "curious",
+            "-o",
+            &format!("jsonpath={path}"),
+        ])
+        .unwrap();
+    let condition: Value = serde_json::from_str(&said).unwrap();
+    let words = condition["message"].as_str().unwrap_or_default();
+    assert!(
+        condition["status"] == "False"
+            && condition["reason"] == reason
+            && words.starts_with(message),
+        "{said}"
+    );
+    lab.until("the Event is there", SOON, || {
+        let described = lab.kubectl(&["describe", "service", "curious"])?;
+        let (_, events) = described.split_once("\nEvents:").context("no Events")?;
+        ensure!(
+            events.contains(reason) && events.contains(words),
+            "{described}"
+        );
+        Ok(())
+    })
+    .unwrap();
+    let why = lab.why("svc/curious").unwrap();
+    let allocation = &why["services"][0]["allocation"];
+    assert!(
+        allocation["reason"] == reason && allocation["message"] == words,
+        "{why}"
+    );
+
+    noted(lab, "192.0.2.0", "ends in .0 or .255");
+    noted(lab, "192.0.2.99", "is free");
+    lab.delete_service("by-address").unwrap();
+    lab.until("its address rests", SOON, || {
+        let vip = lab.block_on(vips.get("203.0.113.7"))?;
+        ensure!(vip.spec.claims.is_empty(), "it is claimed");
+        Ok(())
+    })
+    .unwrap();
+    noted(lab, "203.0.113.7", "rests until ");
 }

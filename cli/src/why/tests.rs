@@ -117,18 +117,216 @@ fn a_service_without_address_tells_what_the_controller_said() {
 }
 
 #[test]
+fn a_service_that_no_controller_looks_at_is_told_from_one_that_waits() {
+    let dump = format!(
+        "{DUMP}\n---\n{}",
+        r#"apiVersion: v1
+kind: List
+items:
+  - apiVersion: v1
+    kind: Service
+    metadata: { namespace: default, name: inside }
+    spec: { type: ClusterIP, ports: [{ port: 80 }] }
+  - apiVersion: v1
+    kind: Service
+    metadata: { namespace: default, name: foreign }
+    spec: { type: LoadBalancer, loadBalancerClass: example.com/other, ports: [{ port: 80 }] }
+"#
+    );
+    for (target, reason, part) in [
+        (
+            "svc/inside",
+            "NotLoadBalancer",
+            "The Service is not of type LoadBalancer",
+        ),
+        (
+            "svc/foreign",
+            "NotSeen",
+            "The controller has not looked at this Service",
+        ),
+    ] {
+        let explanation = ask(&dump, target);
+        assert_eq!(explanation.services[0].allocation.reason, reason);
+        let text = render(&explanation);
+        assert!(text.contains(&format!("  {reason}: {part}")), "{text}");
+    }
+}
+
+#[test]
 fn what_is_not_there_is_said_so() {
     let nothing = ask(DUMP, "svc/nowhere");
     assert_eq!(nothing.notes, ["there is no Service default/nowhere"]);
-    let free = ask(DUMP, "192.0.2.77");
-    assert_eq!(
-        free.notes,
-        ["192.0.2.77 is free: no Service has it (pool main)"]
+}
+
+#[test]
+fn an_address_that_no_service_has_is_told_as_what_it_is() {
+    let dump = format!(
+        "{DUMP}\n---\n{}",
+        r#"apiVersion: bellrock.dev/v1beta1
+kind: VirtualIPList
+items:
+  - metadata:
+      name: 192.0.2.20
+      labels: { app.kubernetes.io/managed-by: bellrock }
+      annotations:
+        bellrock.dev/released-at: "2026-01-01T00:59:30.250Z"
+        bellrock.dev/released-by: default/gone
+    spec: { address: 192.0.2.20, pool: main }
+  - metadata:
+      name: 192.0.2.21
+      labels: { app.kubernetes.io/managed-by: bellrock }
+      annotations:
+        bellrock.dev/released-at: "2026-01-01T00:30:00Z"
+        bellrock.dev/released-by: default/gone
+    spec: { address: 192.0.2.21, pool: main }
+  - metadata:
+      name: 192.0.2.22
+      labels: { app.kubernetes.io/managed-by: bellrock }
+    spec: { address: 192.0.2.22, pool: main }
+  - metadata:
+      name: 192.0.2.23
+      labels: { app.kubernetes.io/managed-by: bellrock }
+    spec:
+      address: 192.0.2.23
+      pool: main
+      claims: [{ namespace: default, name: gone, uid: a }]
+  # The annotations stay where its label was taken off while it rested.
+  - metadata:
+      name: 192.0.2.40
+      annotations: { bellrock.dev/released-at: "2026-01-01T00:59:30Z" }
+    spec: { address: 192.0.2.40 }
+  - metadata:
+      name: 192.0.2.42
+      labels: { app.kubernetes.io/managed-by: Helm }
+    spec: { address: 192.0.2.42, claims: [{ namespace: shop, name: api }] }
+---
+apiVersion: v1
+kind: List
+items:
+  - apiVersion: v1
+    kind: Node
+    metadata: { name: n4 }
+    status:
+      addresses:
+        - { type: Hostname, address: n4 }
+        - { type: InternalIP, address: 192.0.2.4 }
+        - { type: ExternalIP, address: 203.0.113.4 }
+  - apiVersion: bellrock.dev/v1beta1
+    kind: IPAddressPool
+    metadata: { namespace: bellrock-system, name: careful, generation: 2 }
+    spec: { addresses: [198.51.100.0/24], avoidBuggyIPs: true }
+    status:
+      conditions:
+        - type: Accepted
+          status: "True"
+          reason: Accepted
+          message: The pool is in force.
+          observedGeneration: 2
+          lastTransitionTime: "2026-01-01T00:00:00Z"
+  - apiVersion: bellrock.dev/v1beta1
+    kind: IPAddressPool
+    metadata: { namespace: bellrock-system, name: new }
+    spec: { addresses: [203.0.113.128/28] }
+  - apiVersion: bellrock.dev/v1beta1
+    kind: IPAddressPool
+    metadata: { namespace: bellrock-system, name: edited, generation: 2 }
+    spec: { addresses: [203.0.113.144/28] }
+    status:
+      conditions:
+        - type: Accepted
+          status: "True"
+          reason: Accepted
+          message: The pool is in force.
+          observedGeneration: 1
+          lastTransitionTime: "2026-01-01T00:00:00Z"
+  - apiVersion: bellrock.dev/v1beta1
+    kind: IPAddressPool
+    metadata: { namespace: bellrock-system, name: all }
+    spec: { addresses: [192.0.2.0/24, 203.0.113.64/28] }
+    status:
+      conditions:
+        - type: Accepted
+          status: "False"
+          reason: Overlap
+          message: 192.0.2.0-192.0.2.255 overlaps with pool main; the pool is not in force
+          lastTransitionTime: "2026-01-01T00:00:00Z"
+"#
     );
-    let foreign = ask(DUMP, "203.0.113.1");
+    for (address, expected) in [
+        ("192.0.2.77", "is free: no Service has it (pool main)"),
+        ("192.0.2.255", "is free: no Service has it (pool main)"),
+        (
+            "203.0.113.1",
+            "is in no IPAddressPool and no Service has it",
+        ),
+        (
+            "192.0.2.20",
+            "rests until 2026-01-01T01:00:30Z: default/gone released it at 2026-01-01T00:59:30Z, and nobody else may have it before",
+        ),
+        (
+            "192.0.2.21",
+            "has rested since default/gone released it at 2026-01-01T00:30:00Z: it is about to be free",
+        ),
+        (
+            "192.0.2.22",
+            "has a VirtualIP that no Service claims: it is about to be free",
+        ),
+        (
+            "192.0.2.23",
+            "was given to default/gone, and there is no such Service any more: the controller releases it when it sees that",
+        ),
+        (
+            "192.0.2.40",
+            "is reserved by a VirtualIP that no Service claims",
+        ),
+        (
+            "192.0.2.42",
+            "is reserved for shop/api by its VirtualIP, and there is no such Service now",
+        ),
+        ("192.0.2.4", "is an address of node n4: no Service gets it"),
+        (
+            "203.0.113.4",
+            "is an address of node n4: no Service gets it",
+        ),
+        (
+            "198.51.100.0",
+            "ends in .0 or .255: no Service gets it, pool careful has avoidBuggyIPs",
+        ),
+        (
+            "198.51.100.255",
+            "ends in .0 or .255: no Service gets it, pool careful has avoidBuggyIPs",
+        ),
+        ("198.51.100.1", "is free: no Service has it (pool careful)"),
+        (
+            "203.0.113.130",
+            "is in pool new, which the controller has not looked at: is it running?",
+        ),
+        (
+            "203.0.113.150",
+            "is in pool edited, which the controller has not looked at: is it running?",
+        ),
+        (
+            "203.0.113.70",
+            "is in pool all, which is not accepted as it is written (Overlap: 192.0.2.0-192.0.2.255 overlaps with pool main; the pool is not in force)",
+        ),
+    ] {
+        let explanation = ask(&dump, address);
+        assert_eq!(explanation.services, [], "{address}");
+        assert_eq!(explanation.notes, [format!("{address} {expected}")]);
+    }
+    // Of two Services that an address is kept for, one is there.
+    let shared = DUMP.replace(
+        "claims: [{ namespace: default, name: web, ",
+        "claims: [{ namespace: default, name: later }, { namespace: default, name: web, ",
+    );
+    assert_ne!(shared, DUMP);
+    let explanation = ask(&shared, "192.0.2.10");
+    assert_eq!(reasons(&explanation)[0].1, "Announced");
     assert_eq!(
-        foreign.notes,
-        ["203.0.113.1 is in no IPAddressPool and no Service has it"]
+        explanation.notes,
+        [
+            "192.0.2.10 is reserved for default/later by its VirtualIP, and there is no such Service now"
+        ]
     );
 }
 
