@@ -43,7 +43,30 @@ fn definitions() -> Vec<Value> {
     .into_iter()
     .filter_map(|definition| serde_json::to_value(definition).ok())
     .map(tidy)
+    .map(with_default_spec)
     .collect()
+}
+
+/// An advertisement needs no spec: without one it is as with an empty one.
+fn with_default_spec(mut definition: Value) -> Value {
+    let kind = definition.pointer("/spec/names/kind");
+    let kind = kind.and_then(Value::as_str).unwrap_or_default();
+    if !kind.ends_with("Advertisement") {
+        return definition;
+    }
+    let versions = definition.pointer_mut("/spec/versions");
+    for version in versions.and_then(Value::as_array_mut).into_iter().flatten() {
+        let Some(schema) = version.pointer_mut("/schema/openAPIV3Schema") else {
+            continue;
+        };
+        if let Some(spec) = schema.pointer_mut("/properties/spec") {
+            spec["default"] = Value::Object(Map::new());
+        }
+        if let Some(schema) = schema.as_object_mut() {
+            schema.remove("required");
+        }
+    }
+    definition
 }
 
 /// Integer formats of Rust that the API server does not know are dropped, descriptions are

@@ -132,7 +132,7 @@ impl Metrics {
         );
         r.register(
             "events_dropped",
-            "Events not published because too many waited",
+            "Events not published: too many waited, this controller leads no more, or the API server refused",
             metrics.dropped_events.clone(),
         );
         r.register(
