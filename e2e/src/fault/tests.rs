@@ -400,7 +400,7 @@ fn all_is_not_quiet_while_the_end_would_be_a_violation() {
         ),
         (
             vec![service("a", "1", 80, &[X]), service("b", "3", 81, &[X])],
-            vec![vip(&[a.clone()])],
+            vec![vip(std::slice::from_ref(&a))],
             vec![held("b")],
         ),
         (vec![service("a", "1", 80, &[X])], vec![], vec![held("a")]),
