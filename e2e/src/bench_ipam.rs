@@ -39,7 +39,7 @@ pub struct Args {
 const LARGE: usize = 10_000;
 
 /// Every figure.
-const WANTED: [Wanted; 13] = [
+const WANTED: [Wanted; 14] = [
     ("ipam.pending_1000_s", "s", Target::AtMost(5.0)),
     ("ipam.pending_1000_metallb_s", "s", Target::None),
     ("ipam.pending_1000_floor_s", "s", Target::None),
@@ -53,16 +53,25 @@ const WANTED: [Wanted; 13] = [
     ("ipam.rss_1000_mb", "MB", Target::AtMost(25.0)),
     ("ipam.rss_10000_mb", "MB", Target::AtMost(80.0)),
     ("ipam.alloc_per_s", "1/s", Target::AtLeast(1_000_000.0)),
-    // The fastest state of the book to the slowest.
+    // Flat: 2.2 million a second in the empty /24, 1.0 million in the /64 were measured.
     ("ipam.alloc_ratio", "times", Target::AtMost(4.0)),
+    // Not a million: nothing that is looked at is in the processor's cache. 270,000 were measured
+    // on a busy machine, 790,000 where all come back to the same few addresses. A look at each of
+    // the 10,000 runs would make it less than this.
+    (
+        "ipam.alloc_scattered_per_s",
+        "1/s",
+        Target::AtLeast(100_000.0),
+    ),
 ];
 
 /// Measures and prints, a line `bench: NAME VALUE UNIT` for each figure.
 pub fn run(args: &Args) -> Result<()> {
     let mut figures = Figures::new(&WANTED);
-    let (slowest, ratio) = alloc::measure();
-    figures.note("ipam.alloc_per_s", slowest);
-    figures.note("ipam.alloc_ratio", ratio);
+    let rates = alloc::measure();
+    figures.note("ipam.alloc_per_s", rates.slowest);
+    figures.note("ipam.alloc_ratio", rates.ratio);
+    figures.note("ipam.alloc_scattered_per_s", rates.scattered);
     let lab = Lab::up(&Options {
         kube_proxy: KubeProxy::None,
         api: ApiOptions {
