@@ -1,9 +1,11 @@
 //! The API server's audit log: who wrote what and when, in the server's own words.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Seek, SeekFrom};
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
@@ -124,7 +126,57 @@ impl Entry {
     }
 }
 
+/// The log from its end on.
+#[derive(Debug)]
+struct Tail {
+    reader: BufReader<File>,
+    /// As much of a line as is written.
+    line: String,
+}
+
+impl Tail {
+    fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+        let mut reader = BufReader::new(file);
+        reader.seek(SeekFrom::End(0))?;
+        Ok(Self {
+            reader,
+            line: String::new(),
+        })
+    }
+
+    /// What was written since.
+    fn read(&mut self) -> Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        loop {
+            self.reader.read_line(&mut self.line)?;
+            if !self.line.ends_with('\n') {
+                return Ok(entries);
+            }
+            entries.extend(Entry::parse(&self.line));
+            self.line.clear();
+        }
+    }
+}
+
 impl Lab {
+    /// Waits until the API server has not been asked to write for so long, but for leases: those
+    /// are written by the clock.
+    pub fn until_no_writes(&self, quiet: Duration, within: Duration) -> Result<()> {
+        let mut tail = Tail::open(&self.cluster.audit_log())?;
+        let mut last = Instant::now();
+        let mut what = String::new();
+        self.until("nobody writes", within, || {
+            let written = tail.read()?;
+            if let Some(entry) = written.iter().rfind(|entry| entry.resource != "leases") {
+                last = Instant::now();
+                what = format!("{} writes {} {}", entry.user, entry.resource, entry.name);
+            }
+            ensure!(last.elapsed() >= quiet, "{what}");
+            Ok(())
+        })
+    }
+
     /// The writes of the audit log after the first `skip` lines, and how many lines there are by
     /// now. The last line may still be being written; it is not counted then.
     pub fn audit(&self, skip: usize) -> Result<(Vec<Entry>, usize)> {
@@ -152,5 +204,43 @@ impl Lab {
                 take(entry);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn the_tail_is_what_is_written_since_line_by_line() {
+        let line = |name: &str| {
+            let time = "2026-01-01T00:00:00Z";
+            let event = serde_json::json!({
+                "stage": "ResponseComplete", "verb": "create", "user": { "username": "someone" },
+                "objectRef": { "resource": "services", "name": name },
+                "responseStatus": { "code": 201 },
+                "requestReceivedTimestamp": time, "stageTimestamp": time,
+            });
+            format!("{event}\n")
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("audit.log");
+        let mut log = File::create(&path).unwrap();
+        log.write_all(line("before").as_bytes()).unwrap();
+        let mut tail = Tail::open(&path).unwrap();
+        let mut names = || -> Vec<String> {
+            let entries = tail.read().unwrap().into_iter();
+            entries.map(|entry| entry.name).collect()
+        };
+        assert!(names().is_empty());
+        let (first, second) = (line("first"), line("second"));
+        let (half, rest) = second.split_at(20);
+        log.write_all(format!("{first}{half}").as_bytes()).unwrap();
+        assert_eq!(names(), ["first"]);
+        log.write_all(rest.as_bytes()).unwrap();
+        assert_eq!(names(), ["second"]);
+        assert!(names().is_empty());
     }
 }

@@ -22,6 +22,9 @@ const CLIENTS: usize = 24;
 /// How long the slowest step may take.
 const PATIENCE: Duration = Duration::from_secs(600);
 
+/// Without a write for so long, the API server is idle.
+const IDLE: Duration = Duration::from_millis(200);
+
 /// When each Service was first seen with an address.
 type Seen = Arc<Mutex<HashMap<String, Instant>>>;
 
@@ -128,13 +131,15 @@ impl<'a> Flood<'a> {
         })
     }
 
-    /// Creates Services one after the other; the seconds from sending each request to its answer,
-    /// and to seeing its address.
+    /// Creates Services one after the other, each when the API server is idle: the Event of the
+    /// last is written too. The seconds from sending each request to its answer, and to seeing its
+    /// address.
     pub(super) fn one_by_one(&self, count: usize) -> Result<(Vec<f64>, Vec<f64>)> {
         let (mut answers, mut addresses) = (Vec::new(), Vec::new());
         for n in 0..count {
             let name = format!("more-{n}");
             let service = Self::service(&name)?;
+            self.lab.until_no_writes(IDLE, PATIENCE)?;
             let start = Instant::now();
             self.lab
                 .block_on(self.api.create(&PostParams::default(), &service))?;

@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use bellrock_api::{AddressRange, Claim};
+use bellrock_api::{AddressRange, Claim, TrafficPolicy};
 use k8s_openapi::jiff::Timestamp;
 
 use super::history::{Act, Event, Key, Record, Told, Wish};
@@ -93,21 +93,35 @@ struct Checker<'a> {
 /// Judges `events`, which end when everything is quiet again. Every pool's addresses rest for
 /// `rest`.
 pub(crate) fn check(events: &[Event], pools: &[Pool], rest: Duration) -> Verdict {
-    let mut checker = Checker {
-        pools,
-        rest,
-        ..Checker::default()
-    };
-    for (at, event) in events.iter().enumerate() {
-        checker.at = at;
-        checker.event(event);
-    }
-    checker.at = events.len();
+    let mut checker = Checker::after(events, pools, rest);
     checker.end();
     checker.verdict
 }
 
-impl Checker<'_> {
+/// What would be a violation if `events` ended here, whatever was one before.
+pub(crate) fn open(events: &[Event]) -> Vec<Violation> {
+    let mut checker = Checker::after(events, &[], Duration::ZERO);
+    checker.verdict = Verdict::default();
+    checker.end();
+    let found = checker.verdict.violations.into_iter();
+    found.map(|(_, violation)| violation).collect()
+}
+
+impl<'a> Checker<'a> {
+    fn after(events: &[Event], pools: &'a [Pool], rest: Duration) -> Self {
+        let mut checker = Self {
+            pools,
+            rest,
+            ..Self::default()
+        };
+        for (at, event) in events.iter().enumerate() {
+            checker.at = at;
+            checker.event(event);
+        }
+        checker.at = events.len();
+        checker
+    }
+
     fn found(&mut self, violation: Violation) {
         self.verdict.violations.push((self.at, violation));
     }
@@ -213,7 +227,10 @@ impl Checker<'_> {
                 || !wish.families[family]
                 || wish.addresses.iter().filter(same_family).any(|a| *a != ip)
                 || (!wish.pools.is_empty() && !self.pools.iter().any(|p| in_pool(&p)))
-                || (shares && (first.key != wish.key || first.ports != wish.ports))
+                || (shares
+                    && (first.key != wish.key
+                        || first.ports != wish.ports
+                        || first.local != wish.local))
         })
     }
 
@@ -249,6 +266,13 @@ impl Checker<'_> {
 
     /// Whoever shows an address holds it.
     fn all_held(&mut self, ip: IpAddr) {
+        for key in self.not_held(ip) {
+            self.found(Violation::NotHeld(ip, key));
+        }
+    }
+
+    /// Who shows an address that cannot be recorded for it.
+    fn not_held(&self, ip: IpAddr) -> Vec<Key> {
         let holds = |key: &Key| {
             let recorded = self.vips.get(&ip);
             recorded.is_some_and(|record| record.claims.contains_key(key))
@@ -258,14 +282,27 @@ impl Checker<'_> {
                     .is_some_and(|(keys, _)| keys.contains(key))
         };
         let shown = self.shown.get(&ip).into_iter().flatten();
-        let not: Vec<Key> = shown.filter(|key| !holds(key)).cloned().collect();
-        for key in not {
-            self.found(Violation::NotHeld(ip, key));
-        }
+        shown.filter(|key| !holds(key)).cloned().collect()
     }
 
     fn end(&mut self) {
         let mut found = Vec::new();
+        // What was not made by now never was.
+        self.perhaps.clear();
+        for (ip, keys) in &self.shown {
+            let not_held = self.not_held(*ip).into_iter();
+            found.extend(not_held.map(|key| Violation::NotHeld(*ip, key)));
+            // The record may be of what they wanted once. By now it is what they want that counts.
+            let known = |key| self.services.get(key).map(|known| (key, &known.told.wish));
+            let wishes: Vec<(&Key, &Wish)> = keys.iter().filter_map(known).collect();
+            for (index, a) in wishes.iter().enumerate() {
+                for b in wishes.iter().skip(index + 1) {
+                    if !go_together(*a, *b) {
+                        found.push(Violation::Doubled(*ip, a.0.clone(), b.0.clone()));
+                    }
+                }
+            }
+        }
         for (ip, record) in &self.vips {
             if record.claims.is_empty() {
                 found.push(Violation::Leaked(*ip, None));
@@ -285,16 +322,46 @@ impl Checker<'_> {
             }
         }
         for violation in found {
-            self.found(violation);
+            // Once is enough of what was found on the way and is still so.
+            let known = &self.verdict.violations;
+            if !known.iter().any(|(_, before)| *before == violation) {
+                self.found(violation);
+            }
         }
     }
 }
 
-/// Whether two claims go together: one namespace, one key that both give, and no port in common.
+/// Whether two Services that want this may have one address: one namespace, one key that both
+/// give, no port in common, and packets that end on the same nodes.
+fn go_together((a_key, a): (&Key, &Wish), (b_key, b): (&Key, &Wish)) -> bool {
+    let same_nodes = match (&a.local, &b.local) {
+        (None, None) => true,
+        (Some(a), Some(b)) => a == b && !a.is_empty(),
+        (None, Some(_)) | (Some(_), None) => false,
+    };
+    a_key.0 == b_key.0
+        && a.key.is_some()
+        && a.key == b.key
+        && a.ports.is_disjoint(&b.ports)
+        && same_nodes
+}
+
+/// Whether two claims go together by what they record: one namespace, one key that both give, no
+/// port in common, and one policy, with one selector where it is `Local`.
 fn may_share(a: &Claim, b: &Claim) -> bool {
     let in_common = a.ports.iter().any(|port| b.ports.contains(port));
+    let policies = (a.external_traffic_policy, b.external_traffic_policy);
+    let same_nodes = match policies {
+        (Some(TrafficPolicy::Local), Some(TrafficPolicy::Local)) => {
+            a.selector == b.selector && !a.selector.is_empty()
+        }
+        (Some(a), Some(b)) => a == b,
+        // Not recorded: in the end the Services' own is judged.
+        (None, _) | (_, None) => true,
+    };
     a.namespace == b.namespace
         && a.sharing_key.is_some()
         && a.sharing_key == b.sharing_key
         && !in_common
+        && same_nodes
 }

@@ -8,8 +8,8 @@ use anyhow::Result;
 use bellrock_api::annotations::{ADDRESS_POOL, LOAD_BALANCER_IPS, SHARING_KEY};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use k8s_openapi::api::core::v1::Service;
-use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use crate::lab::Lab;
@@ -19,6 +19,9 @@ const RATE: u32 = 12;
 
 /// Clients that make them.
 const CLIENTS: u32 = 4;
+
+/// Two tenants that give the same sharing keys: they must not meet.
+pub(crate) const NAMESPACES: [&str; 2] = ["default", "tenant"];
 
 /// A generator of pseudo-random numbers (xorshift64*).
 #[derive(Clone, Debug)]
@@ -57,14 +60,14 @@ pub(crate) struct Churn {
 impl Churn {
     /// Creates all Services, then begins to change them.
     pub(crate) fn start(lab: &Lab, services: u64, seed: u64) -> Result<Self> {
-        let api: Api<Service> = Api::default_namespaced(lab.admin());
+        let client = lab.admin();
         let mut dice = Dice::new(seed);
-        let all: Vec<Value> = (0..services).map(|n| service(n, &mut dice)).collect();
+        let all: Vec<(u64, Value)> = (0..services).map(|n| (n, service(n, &mut dice))).collect();
         lab.block_on(
             stream::iter(all)
                 .map(Ok)
-                .try_for_each_concurrent(16, |service| {
-                    let api = api.clone();
+                .try_for_each_concurrent(16, |(n, service)| {
+                    let api = api(&client, n);
                     async move {
                         let service = serde_json::from_value(service)?;
                         api.create(&PostParams::default(), &service).await?;
@@ -73,10 +76,10 @@ impl Churn {
                 }),
         )?;
         let counts = Arc::new(Counts::default());
-        for client in 0..CLIENTS {
-            let (api, counts) = (api.clone(), Arc::clone(&counts));
-            let dice = Dice::new(seed.wrapping_add(u64::from(client) + 1).wrapping_mul(7919));
-            lab.spawn(keep_changing(api, counts, dice, services));
+        for number in 0..CLIENTS {
+            let (client, counts) = (client.clone(), Arc::clone(&counts));
+            let dice = Dice::new(seed.wrapping_add(u64::from(number) + 1).wrapping_mul(7919));
+            lab.spawn(keep_changing(client, counts, dice, services));
         }
         Ok(Self { counts })
     }
@@ -88,9 +91,9 @@ impl Churn {
     }
 }
 
-async fn keep_changing(api: Api<Service>, counts: Arc<Counts>, mut dice: Dice, services: u64) {
+async fn keep_changing(client: Client, counts: Arc<Counts>, mut dice: Dice, services: u64) {
     while !counts.stop.load(Ordering::Acquire) {
-        let counter = match change(&api, &mut dice, services).await {
+        let counter = match change(&client, &mut dice, services).await {
             Ok(()) => &counts.made,
             Err(_) => &counts.refused,
         };
@@ -100,12 +103,27 @@ async fn keep_changing(api: Api<Service>, counts: Arc<Counts>, mut dice: Dice, s
     counts.ended.fetch_add(1, Ordering::Release);
 }
 
+/// The second tenant's namespace, which has to be there.
+pub(crate) fn tenant() -> String {
+    let name = NAMESPACES[1];
+    json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } }).to_string()
+}
+
+/// Where the Service of a number is.
+pub(crate) fn namespace(n: u64) -> &'static str {
+    NAMESPACES[usize::try_from(n % 2).unwrap_or_default()]
+}
+
+fn api(client: &Client, n: u64) -> Api<Service> {
+    Api::namespaced(client.clone(), namespace(n))
+}
+
 fn name(n: u64) -> String {
     format!("s-{n}")
 }
 
 /// A new Service.
-fn service(n: u64, dice: &mut Dice) -> Value {
+pub(crate) fn service(n: u64, dice: &mut Dice) -> Value {
     let policy = ["SingleStack", "PreferDualStack", "RequireDualStack"];
     let policy = policy[usize::try_from(dice.roll(3)).unwrap_or_default()];
     let annotations = if dice.roll(4) == 0 {
@@ -118,9 +136,23 @@ fn service(n: u64, dice: &mut Dice) -> Value {
         "spec": {
             "type": "LoadBalancer", "allocateLoadBalancerNodePorts": false,
             "ipFamilyPolicy": policy,
+            "externalTrafficPolicy": traffic_policy(dice), "selector": selector(dice),
             "ports": [{ "port": port(dice) }],
         },
     })
+}
+
+fn traffic_policy(dice: &mut Dice) -> &'static str {
+    ["Cluster", "Cluster", "Local"][usize::try_from(dice.roll(3)).unwrap_or_default()]
+}
+
+/// That of one of two workloads, or none. There are no pods: it is only about who may share.
+fn selector(dice: &mut Dice) -> Value {
+    match dice.roll(4) {
+        0 => json!(null),
+        1 => json!({ "app": "other" }),
+        _ => json!({ "app": "main" }),
+    }
 }
 
 fn sharing_key(dice: &mut Dice) -> String {
@@ -132,12 +164,12 @@ fn port(dice: &mut Dice) -> u64 {
 }
 
 /// One change of one Service, whatever it is like now.
-async fn change(api: &Api<Service>, dice: &mut Dice, services: u64) -> Result<()> {
+async fn change(client: &Client, dice: &mut Dice, services: u64) -> Result<()> {
     let n = dice.roll(services);
-    let name = name(n);
+    let (api, name) = (api(client, n), name(n));
     let annotation =
         |name: &str, value: Value| json!({ "metadata": { "annotations": { name: value } } });
-    let patch = match dice.roll(20) {
+    let patch = match dice.roll(22) {
         // Gone, and in most cases there again at once: the next does not know of the last.
         0..=5 => {
             let gone = api.delete(&name, &DeleteParams::default()).await;
@@ -182,6 +214,14 @@ async fn change(api: &Api<Service>, dice: &mut Dice, services: u64) -> Result<()
         17 | 18 => match dice.roll(4) {
             0 => annotation(SHARING_KEY, json!(null)),
             _ => annotation(SHARING_KEY, json!(sharing_key(dice))),
+        },
+        // Both at once, as a switch to another workload is made, or one of them.
+        19 => json!({ "spec": {
+            "externalTrafficPolicy": traffic_policy(dice), "selector": selector(dice),
+        } }),
+        20 => match dice.roll(2) {
+            0 => json!({ "spec": { "externalTrafficPolicy": traffic_policy(dice) } }),
+            _ => json!({ "spec": { "selector": selector(dice) } }),
         },
         _ => json!({ "spec": { "ports": [{ "port": port(dice) }] } }),
     };

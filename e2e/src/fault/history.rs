@@ -27,6 +27,8 @@ pub(crate) struct Wish {
     pub(crate) families: [bool; 2],
     pub(crate) ports: BTreeSet<(String, u64)>,
     pub(crate) key: Option<String>,
+    /// The selector, where `externalTrafficPolicy` is `Local`.
+    pub(crate) local: Option<BTreeMap<String, String>>,
     pub(crate) pools: BTreeSet<String>,
     pub(crate) addresses: BTreeSet<IpAddr>,
 }
@@ -279,6 +281,12 @@ fn told(service: &Value) -> Told {
                 })
                 .collect(),
             key: list(SHARING_KEY).into_iter().next(),
+            local: (spec["externalTrafficPolicy"] == "Local").then(|| {
+                let selector = spec["selector"].as_object().into_iter().flatten();
+                selector
+                    .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
+                    .collect()
+            }),
             pools: list(ADDRESS_POOL),
             addresses: list(LOAD_BALANCER_IPS)
                 .iter()

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bellrock_api::annotations::SHARING_KEY;
 use bellrock_api::virtual_ip_name;
 use serde_json::{Value, json};
 
-use super::checker::{Pool, Verdict, Violation, check};
+use super::checker::{Pool, Verdict, Violation, check, open};
+use super::churn::{Dice, NAMESPACES, namespace, service};
 use super::history::{History, Key};
 use crate::audit::Entry;
 
@@ -21,8 +23,10 @@ struct Log {
     deaths: BTreeMap<String, u32>,
 }
 
+/// Of a name that may have a namespace before it.
 fn key(name: &str) -> Key {
-    ("default".to_owned(), name.to_owned())
+    let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
+    (namespace.to_owned(), name.to_owned())
 }
 
 /// A Service as its owner wants it.
@@ -34,6 +38,22 @@ fn wish(changes: &Value) -> Value {
         spec[field] = value.clone();
     }
     spec
+}
+
+/// A claim as it is recorded, with `more` fields.
+fn claim(name: &str, port: u16, sharing_key: &str, more: &Value) -> Value {
+    let (namespace, name) = key(name);
+    let mut claim = json!({
+        "namespace": namespace, "name": name,
+        "ports": [{ "protocol": "TCP", "port": port }],
+    });
+    if !sharing_key.is_empty() {
+        claim["sharingKey"] = json!(sharing_key);
+    }
+    for (field, value) in more.as_object().into_iter().flatten() {
+        claim[field] = value.clone();
+    }
+    claim
 }
 
 impl Log {
@@ -72,9 +92,11 @@ impl Log {
     fn service(&mut self, name: &str, spec: &Value, annotations: &Value, shows: &[&str]) {
         let ingress: Vec<Value> = shows.iter().map(|ip| json!({ "ip": ip })).collect();
         let reason = "Allocated";
+        let uid = self.uid(name);
+        let (namespace, name) = key(name);
         let object = json!({
             "metadata": {
-                "name": name, "namespace": "default", "uid": self.uid(name),
+                "name": name, "namespace": namespace, "uid": uid,
                 "resourceVersion": self.version(), "annotations": annotations,
             },
             "spec": wish(spec),
@@ -83,8 +105,21 @@ impl Log {
                 "conditions": [{ "type": "bellrock.dev/LoadBalancer", "reason": reason }],
             },
         });
-        let target = json!({ "resource": "services", "namespace": "default", "name": name });
+        let target = json!({ "resource": "services", "namespace": namespace, "name": name });
         self.line("patch", &target, 200, &json!(null), &object);
+    }
+
+    /// As `service`, for one that shares.
+    fn shares(&mut self, name: &str, port: u16, key: &str, more: &Value, shows: &[&str]) {
+        let mut spec = json!({ "ports": [{ "port": port }] });
+        for (field, value) in more.as_object().into_iter().flatten() {
+            spec[field] = value.clone();
+        }
+        let annotations = match key {
+            "" => json!({}),
+            key => json!({ SHARING_KEY: key }),
+        };
+        self.service(name, &spec, &annotations, shows);
     }
 
     fn told(&mut self, name: &str, shows: &[&str]) {
@@ -105,17 +140,12 @@ impl Log {
     fn vip_with(&mut self, ip: &str, claims: &[(&str, u16, &str)], notes: &Value, code: u64) {
         let claims: Vec<Value> = claims
             .iter()
-            .map(|(name, port, key)| {
-                let mut claim = json!({
-                    "namespace": "default", "name": name,
-                    "ports": [{ "protocol": "TCP", "port": port }],
-                });
-                if !key.is_empty() {
-                    claim["sharingKey"] = json!(key);
-                }
-                claim
-            })
+            .map(|(name, port, key)| claim(name, *port, key, &json!({})))
             .collect();
+        self.vip_of(ip, &claims, notes, code);
+    }
+
+    fn vip_of(&mut self, ip: &str, claims: &[Value], notes: &Value, code: u64) {
         let name = virtual_ip_name(ip.parse().unwrap());
         let spec = json!({ "address": ip, "claims": claims });
         let object = json!({
@@ -202,9 +232,9 @@ fn a_life_as_it_should_be_is_no_violation() {
     log.leads("two");
     // Two share.
     log.vip(Y, &[("dns-udp", 53, "dns")]);
-    log.service("dns-udp", &json!({}), &json!({}), &[Y]);
+    log.shares("dns-udp", 53, "dns", &json!({}), &[Y]);
     log.vip(Y, &[("dns-udp", 53, "dns"), ("dns-tcp", 54, "dns")]);
-    log.service("dns-tcp", &json!({}), &json!({}), &[Y]);
+    log.shares("dns-tcp", 54, "dns", &json!({}), &[Y]);
     // One goes; its address rests, and goes to another.
     log.deleted("web");
     log.rests(X, "web");
@@ -222,19 +252,201 @@ fn a_life_as_it_should_be_is_no_violation() {
 }
 
 #[test]
-fn an_address_with_two_services_is_found() {
-    for (claims, lawful) in [
-        ([("web", 80, ""), ("thief", 81, "")], false),
-        ([("web", 80, "k"), ("thief", 81, "other")], false),
-        ([("web", 80, "k"), ("thief", 80, "k")], false),
-        ([("web", 80, "k"), ("thief", 81, "k")], true),
+fn an_address_that_is_recorded_for_two_services_is_found() {
+    let local = |app: &str| json!({ "externalTrafficPolicy": "Local", "selector": { "app": app } });
+    let cluster = json!({ "externalTrafficPolicy": "Cluster" });
+    let no_pods = json!({ "externalTrafficPolicy": "Local" });
+    let (plain, mine, other) = (json!({}), local("mine"), local("other"));
+    for (web, thief, lawful) in [
+        ((80, "", &plain), ("thief", 81, "", &plain), false),
+        ((80, "k", &plain), ("thief", 81, "other", &plain), false),
+        ((80, "k", &plain), ("thief", 80, "k", &plain), false),
+        ((80, "k", &plain), ("thief", 81, "k", &plain), true),
+        ((80, "k", &plain), ("tenant/thief", 81, "k", &plain), false),
+        ((80, "k", &cluster), ("thief", 81, "k", &cluster), true),
+        ((80, "k", &cluster), ("thief", 81, "k", &mine), false),
+        ((80, "k", &mine), ("thief", 81, "k", &mine), true),
+        ((80, "k", &mine), ("thief", 81, "k", &other), false),
+        ((80, "k", &no_pods), ("thief", 81, "k", &no_pods), false),
     ] {
         let mut log = one();
-        log.vip(X, &claims);
-        log.told("thief", &[X]);
+        let claims = [
+            claim("web", web.0, web.1, web.2),
+            claim(thief.0, thief.1, thief.2, thief.3),
+        ];
+        log.vip_of(X, &claims, &json!({}), 200);
+        // It does not last, so that it is only the record that tells.
+        log.vip(X, &[("web", 80, "")]);
         let found = log.violations();
+        let mut both = [key("web"), key(thief.0)];
+        both.sort();
+        let [first, second] = both;
+        let expected = match lawful {
+            true => vec![],
+            false => vec![Violation::Doubled(ip(X), first, second)],
+        };
+        assert_eq!(found, expected, "{web:?} {thief:?}");
+    }
+}
+
+/// Services `web` and another show X, both recorded as lawful sharers. Then their owners want
+/// something else, and nobody minds.
+fn stale(web: (u16, &str, &Value), thief: (&str, u16, &str, &Value)) -> Log {
+    let mut log = Log::default();
+    let none = json!({});
+    log.shares("web", 80, "k", &none, &[]);
+    log.shares("thief", 81, "k", &none, &[]);
+    log.vip(X, &[("web", 80, "k"), ("thief", 81, "k")]);
+    log.shares("web", 80, "k", &none, &[X]);
+    log.shares("thief", 81, "k", &none, &[X]);
+    log.shares("web", web.0, web.1, web.2, &[X]);
+    log.shares(thief.0, thief.1, thief.2, thief.3, &[X]);
+    log
+}
+
+#[test]
+fn sharers_that_may_not_share_any_more_are_found_in_the_end() {
+    let local = |app: &str| json!({ "externalTrafficPolicy": "Local", "selector": { "app": app } });
+    let no_pods = json!({ "externalTrafficPolicy": "Local" });
+    let another_protocol = json!({ "ports": [{ "port": 80, "protocol": "UDP" }] });
+    let (plain, one, other) = (json!({}), local("one"), local("other"));
+    // With the policy Cluster the selector is nobody's business.
+    let cluster = json!({ "selector": { "app": "one" } });
+    for (web, thief, lawful) in [
+        ((80, "k", &plain), ("thief", 81, "k", &plain), true),
+        ((80, "k", &plain), ("thief", 80, "k", &plain), false),
+        (
+            (80, "k", &plain),
+            ("thief", 80, "k", &another_protocol),
+            true,
+        ),
+        ((80, "k", &plain), ("thief", 81, "other", &plain), false),
+        ((80, "k", &plain), ("thief", 81, "", &plain), false),
+        ((80, "", &plain), ("thief", 81, "", &plain), false),
+        ((80, "k", &plain), ("thief", 81, "k", &cluster), true),
+        ((80, "k", &plain), ("thief", 81, "k", &one), false),
+        ((80, "k", &one), ("thief", 81, "k", &one), true),
+        ((80, "k", &one), ("thief", 81, "k", &other), false),
+        ((80, "k", &no_pods), ("thief", 81, "k", &no_pods), false),
+    ] {
         let doubled = Violation::Doubled(ip(X), key("thief"), key("web"));
-        assert_eq!(found.contains(&doubled), !lawful, "{claims:?}: {found:?}");
+        let expected = match lawful {
+            true => vec![],
+            false => vec![doubled],
+        };
+        let log = stale(web, thief);
+        assert_eq!(log.violations(), expected, "{web:?} {thief:?}");
+    }
+}
+
+#[test]
+fn who_shows_the_address_of_another_namespace_is_found_twice() {
+    // One key, no port in common, and a controller that looks at nothing else. Both wishes are
+    // judged, though the address is recorded for one of them only.
+    let mut log = Log::default();
+    log.vip(X, &[("web", 80, "k")]);
+    log.shares("web", 80, "k", &json!({}), &[X]);
+    log.shares("tenant/web", 81, "k", &json!({}), &[X]);
+    assert_eq!(
+        log.violations(),
+        [
+            Violation::NotHeld(ip(X), key("tenant/web")),
+            Violation::Doubled(ip(X), key("web"), key("tenant/web")),
+        ]
+    );
+}
+
+#[test]
+fn all_is_not_quiet_while_the_end_would_be_a_violation() {
+    let status = |shows: &[&str]| {
+        let ingress: Vec<Value> = shows.iter().map(|ip| json!({ "ip": ip })).collect();
+        let condition = json!({ "type": "bellrock.dev/LoadBalancer", "reason": "Allocated" });
+        json!({ "loadBalancer": { "ingress": ingress }, "conditions": [condition] })
+    };
+    let service = |name: &str, version: &str, port: u16, shows: &[&str]| {
+        json!({
+            "metadata": {
+                "name": name, "namespace": "default", "uid": name, "resourceVersion": version,
+                "annotations": { SHARING_KEY: "k" },
+            },
+            "spec": wish(&json!({ "ports": [{ "port": port }] })), "status": status(shows),
+        })
+    };
+    let vip = |claims: &[Value]| {
+        json!({
+            "metadata": {
+                "name": virtual_ip_name(ip(X)), "uid": "x", "resourceVersion": "2",
+            },
+            "spec": { "address": X, "claims": claims },
+        })
+    };
+    let (a, b) = (
+        claim("a", 80, "k", &json!({})),
+        claim("b", 81, "k", &json!({})),
+    );
+    let both = vip(&[a.clone(), b]);
+    let held = |name| Violation::NotHeld(ip(X), key(name));
+    for (services, vips, expected) in [
+        // Whatever was written last.
+        (
+            vec![service("a", "1", 80, &[X]), service("b", "3", 81, &[X])],
+            vec![both.clone()],
+            vec![],
+        ),
+        (
+            vec![service("a", "1", 80, &[X]), service("b", "3", 80, &[X])],
+            vec![both.clone()],
+            vec![Violation::Doubled(ip(X), key("a"), key("b"))],
+        ),
+        (
+            vec![service("a", "1", 80, &[X]), service("b", "3", 81, &[X])],
+            vec![vip(std::slice::from_ref(&a))],
+            vec![held("b")],
+        ),
+        (vec![service("a", "1", 80, &[X])], vec![], vec![held("a")]),
+        (
+            vec![service("a", "1", 80, &[])],
+            vec![vip(&[a])],
+            vec![Violation::Leaked(ip(X), Some(key("a")))],
+        ),
+        (vec![], vec![vip(&[])], vec![Violation::Leaked(ip(X), None)]),
+    ] {
+        let mut now = History::default();
+        now.close(&services, &vips);
+        assert_eq!(open(&now.ordered()), expected);
+    }
+}
+
+#[test]
+fn two_tenants_with_the_same_keys_churn_in_all_policies() {
+    let mut dice = Dice::new(1);
+    let mut met: BTreeMap<(String, String), u32> = BTreeMap::new();
+    for n in 0..500 {
+        let service = service(n, &mut dice);
+        let spec = &service["spec"];
+        let policy = spec["externalTrafficPolicy"].as_str().unwrap();
+        let app = spec["selector"]["app"].as_str().unwrap_or("none");
+        let sharing = service["metadata"]["annotations"][SHARING_KEY].as_str();
+        for what in [
+            format!("{policy} {app}"),
+            sharing.unwrap_or("no key").to_owned(),
+        ] {
+            *met.entry((namespace(n).to_owned(), what)).or_default() += 1;
+        }
+    }
+    for tenant in NAMESPACES {
+        let of = |what: &str| met.get(&(tenant.to_owned(), what.to_owned())).copied();
+        for key in 0..12 {
+            assert!(of(&format!("key-{key}")) > Some(0), "{tenant} key-{key}");
+        }
+        for policy in ["Cluster", "Local"] {
+            for app in ["none", "main", "other"] {
+                assert!(
+                    of(&format!("{policy} {app}")) > Some(0),
+                    "{tenant} {policy} {app}"
+                );
+            }
+        }
     }
 }
 
@@ -243,7 +455,11 @@ fn an_address_that_is_told_but_not_recorded_is_found() {
     // Never recorded for it.
     let mut log = one();
     log.told("thief", &[X]);
-    assert_eq!(log.violations(), [Violation::NotHeld(ip(X), key("thief"))]);
+    let doubled = Violation::Doubled(ip(X), key("thief"), key("web"));
+    assert_eq!(
+        log.violations(),
+        [Violation::NotHeld(ip(X), key("thief")), doubled]
+    );
     // Recorded no more.
     let mut log = one();
     log.vip_deleted(X);
@@ -252,8 +468,14 @@ fn an_address_that_is_told_but_not_recorded_is_found() {
     let mut log = one();
     log.vip_with(Y, &[("late", 80, "")], &json!({}), 504);
     log.told("late", &[Y]);
+    log.vip(Y, &[("late", 80, "")]);
     let verdict = log.verdict();
     assert_eq!((verdict.violations, verdict.perhaps), (vec![], 1));
+    // But if it never was, that is no excuse in the end.
+    let mut log = one();
+    log.vip_with(Y, &[("late", 80, "")], &json!({}), 504);
+    log.told("late", &[Y]);
+    assert_eq!(log.violations(), [Violation::NotHeld(ip(Y), key("late"))]);
 }
 
 #[test]
@@ -273,6 +495,12 @@ fn an_address_that_moves_is_found_unless_the_service_asked_for_it() {
         (json!({}), annotated("address-pool", "b"), true),
         (json!({}), annotated("load-balancer-ips", Y), true),
         (json!({}), annotated("sharing-key", "k"), true),
+        // Nor is another policy.
+        (
+            json!({ "externalTrafficPolicy": "Local" }),
+            json!({}),
+            false,
+        ),
         (
             json!({ "loadBalancerClass": "example.com/other" }),
             json!({}),
@@ -290,6 +518,27 @@ fn an_address_that_moves_is_found_unless_the_service_asked_for_it() {
             .violations()
             .contains(&Violation::Moved(ip(X), key("web")));
         assert_eq!(moved, !asked, "{spec} {annotations}");
+    }
+}
+
+#[test]
+fn who_shares_may_be_moved_for_another_port_or_policy() {
+    let local = json!({ "externalTrafficPolicy": "Local", "selector": { "app": "web" } });
+    let relabelled = json!({ "selector": { "app": "web" } });
+    for (port, more, asked) in [
+        (80, &relabelled, false),
+        (81, &json!({}), true),
+        (80, &local, true),
+    ] {
+        let mut log = Log::default();
+        log.vip(X, &[("web", 80, "k")]);
+        log.shares("web", 80, "k", &json!({}), &[X]);
+        log.shares("web", port, "k", more, &[X]);
+        log.vip(Y, &[("web", port, "k")]);
+        log.shares("web", port, "k", more, &[Y]);
+        log.vip_deleted(X);
+        let moved = Violation::Moved(ip(X), key("web"));
+        assert_eq!(log.violations().contains(&moved), !asked, "{port} {more}");
     }
 }
 
