@@ -326,7 +326,7 @@ fn requested(annotation: Option<&str>, field: Option<&str>) -> Result<Vec<IpAddr
         // A third is one too many of its family, whatever follows.
         split(text)
             .take(3)
-            .map(|part| address::parse_address(part))
+            .map(address::parse_address)
             .collect::<Result<_, _>>()
             .map_err(|error| Refusal::Malformed {
                 field: name,

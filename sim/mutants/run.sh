@@ -8,6 +8,8 @@ cd "$(dirname "$0")/../.."
 seeds=${SEEDS:-200}
 mkdir -p target/mutants/tree
 copy=$(pwd)/target/mutants
+# What others wrote is built already.
+target=$(pwd)/target
 
 # Makes the copy as the sources are. What did not change keeps its time, so that
 # little is built again.
@@ -24,11 +26,11 @@ fresh() {
 }
 
 build() {
-    (cd "$copy/tree" && CARGO_TARGET_DIR="$copy/target" cargo build --locked --quiet -p bellrock-sim) > "$copy/log" 2>&1
+    (cd "$copy/tree" && CARGO_TARGET_DIR="$target" cargo build --locked --quiet -p bellrock-sim) > "$copy/log" 2>&1
 }
 
 holds() {
-    "$copy/target/debug/bellrock-sim" --seeds "$seeds" --until-broken > "$copy/log" 2>&1
+    "$target/debug/bellrock-sim" --seeds "$seeds" --until-broken > "$copy/log" 2>&1
 }
 
 # A panic is not what is looked for.

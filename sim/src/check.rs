@@ -60,6 +60,9 @@ pub(crate) struct Check {
     /// When anything in the picture changed, and when somebody came (a link, a
     /// node, a permission), who may not be known to all yet.
     changed: Instant,
+    /// The same, but for a filter that came or went: that takes no address from
+    /// its owner.
+    settled: Instant,
     joined: Instant,
     calm: Instant,
     /// For each pair of nodes: connected since.
@@ -77,6 +80,7 @@ impl Check {
             answers: vec![BTreeMap::new(); vips],
             picture: Picture::default(),
             changed: Instant(0),
+            settled: Instant(0),
             joined: Instant(0),
             calm: Instant(0),
             links: BTreeMap::new(),
@@ -117,6 +121,9 @@ impl Check {
         }
         let old = std::mem::replace(&mut self.picture, picture);
         self.changed = now;
+        if !only_filtered(&old, &self.picture) {
+            self.settled = now;
+        }
         if came(&old, &self.picture) {
             self.joined = now;
         }
@@ -201,8 +208,13 @@ impl Check {
     pub(crate) fn owned(&mut self, node: usize, vip: usize, cause: Cause, now: Instant) {
         let others = self.answers.get(vip).cloned().unwrap_or_default();
         for (other, since) in others {
-            let age = now.since(since.max(self.link(node, other)).max(self.changed));
-            let steady = self.picture.calm
+            let changed = if self.picture.filtered {
+                self.settled
+            } else {
+                self.changed
+            };
+            let age = now.since(since.max(self.link(node, other)).max(changed));
+            let steady = (self.picture.calm || self.picture.filtered)
                 && self.picture.is_running(other)
                 && self.picture.fitness(vip, other) == Fitness::Eligible
                 && self.told_alike(vip, node, other);
@@ -420,6 +432,17 @@ impl Check {
             );
         }
     }
+}
+
+/// Whether the two differ at the most in that frames to the group are lost.
+fn only_filtered(old: &Picture, new: &Picture) -> bool {
+    let quiet = |picture: &Picture| picture.calm || picture.filtered;
+    let same = Picture {
+        calm: old.calm,
+        filtered: old.filtered,
+        ..new.clone()
+    };
+    quiet(old) && quiet(new) && same == *old
 }
 
 /// Whether something is there that was not.

@@ -48,6 +48,8 @@ pub(crate) struct Picture {
     pub(crate) reach: Vec<Vec<bool>>,
     /// Nothing happens to frames on the way.
     pub(crate) calm: bool,
+    /// Nothing happens to them, but that none to the nodes' group arrives.
+    pub(crate) filtered: bool,
     /// By number; none where the object does not exist.
     pub(crate) objects: Vec<Option<Object>>,
 }

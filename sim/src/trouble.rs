@@ -301,6 +301,11 @@ impl World {
             macs: self.nodes.iter().map(|node| node.mac).collect(),
             reach: (0..stations).map(reach).collect(),
             calm: self.wire.weather == Weather::CALM,
+            filtered: self.wire.weather
+                == Weather {
+                    filtered: true,
+                    ..Weather::CALM
+                },
             objects: (0..self.cluster.vips.len())
                 .map(|vip| self.object(vip))
                 .collect(),
