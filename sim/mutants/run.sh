@@ -8,8 +8,9 @@ cd "$(dirname "$0")/../.."
 seeds=${SEEDS:-200}
 mkdir -p target/mutants/tree
 copy=$(pwd)/target/mutants
-# What others wrote is built already.
-target=$(pwd)/target
+# Not the one that all else is built in: cargo tells the crates of a copy from
+# the others by nothing, and would take a mutant for the real thing.
+target=$copy/target
 
 # Makes the copy as the sources are. What did not change keeps its time, so that
 # little is built again.
