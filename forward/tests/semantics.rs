@@ -218,6 +218,9 @@ fn with_affinity_the_transport_protocol_does_not_matter() {
             let mut web = service(&a, policy, &[a.pod_a(), a.pod_b(), a.pod_c()]);
             web.affinity = true;
             let _forwarder = with(&lab, &web);
+            // A flow of the round before, whose port comes by chance again, would
+            // go on to its own endpoint.
+            lab.node1.sh("conntrack -F").unwrap();
             let seen: BTreeSet<String> = (0..10)
                 .flat_map(|_| L4)
                 .map(|l4| ask(&lab.client, l4, (a.vip, 80).into()).unwrap().pod)
