@@ -211,8 +211,9 @@ fn block(name: &str) -> Result<String> {
 }
 
 /// Rights that a run of the story need not use, and what they are for.
-const RARELY: [(&str, &str); 5] = [
+const RARELY: [(&str, &str); 6] = [
     ("controller get services", "to try again after a conflict"),
+    ("controller get virtualips", "to try again after a conflict"),
     (
         "controller delete validatingwebhookconfigurations",
         "before an uninstallation, which is still to come",
