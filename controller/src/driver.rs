@@ -387,9 +387,9 @@ impl Driver {
     fn learn(&mut self, answer: Answer) {
         match answer {
             Answer::Vip(ip, view, remembers) => {
-                let before = self.core.is_forgotten();
+                let before = self.core.server_forgets();
                 self.core.vip_written(ip, *view, remembers, self.now());
-                if self.core.is_forgotten() && !before {
+                if self.core.server_forgets() && !before {
                     tracing::warn!(
                         "the definition of VirtualIP in the cluster is older than this controller, \
                          and drops what it records of those who share an address: apply what \

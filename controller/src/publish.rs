@@ -110,7 +110,7 @@ impl Herald {
     ) -> (Self, impl Future<Output = ()> + Send + use<>) {
         let (queue, mut said) = mpsc::channel::<Said>(QUEUE);
         let (crowded, mut crowd) = watch::channel(false);
-        let count_dropped = metrics.clone();
+        let counts = Arc::clone(&metrics);
         let client = client.clone();
         let new = move || Recorder::new(client.clone(), CONTROLLER_NAME.into());
         let task = async move {
@@ -118,7 +118,7 @@ impl Herald {
             while let Some(said) = said.recv().await {
                 until_due(&mut crowd, said.latest).await;
                 if !fence.is_open() {
-                    count_dropped.event_dropped();
+                    counts.event_dropped();
                     continue;
                 }
                 count += 1;
@@ -127,7 +127,7 @@ impl Herald {
                 }
                 let (event, about) = said.event();
                 if let Err(error) = recorder.publish(&event, &about).await {
-                    count_dropped.event_dropped();
+                    counts.event_dropped();
                     tracing::debug!(error = in_full(&error), "cannot publish an event");
                 }
             }

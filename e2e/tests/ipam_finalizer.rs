@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use bellrock_api::annotations::FINALIZER_CLEANUP;
+use bellrock_e2e::bellrock::Workload;
 use bellrock_e2e::cluster::KubeProxy;
 use bellrock_e2e::lab::{Lab, Options, program, service};
 use bellrock_e2e::suite::{NAMESPACE, configuration};
@@ -33,9 +34,7 @@ fn until_gone(lab: &Lab, kind: &str, name: &str) {
     .unwrap();
 }
 
-/// `false` takes the right to write finalizers away: `strip` comes before.
-#[test]
-fn the_cleanup_finalizer_is_stripped_before_it_is_switched_off() {
+fn with_finalizers() -> (Lab, Workload) {
     let lab = Lab::up(&Options {
         kube_proxy: KubeProxy::None,
         ..Options::default()
@@ -44,6 +43,13 @@ fn the_cleanup_finalizer_is_stripped_before_it_is_switched_off() {
     lab.install("controller: {cleanupFinalizer: true}").unwrap();
     lab.apply(&configuration()).unwrap();
     let controller = lab.start_controller().unwrap();
+    (lab, controller)
+}
+
+/// `false` takes the right to write finalizers away: `strip` comes before.
+#[test]
+fn the_cleanup_finalizer_is_stripped_before_it_is_switched_off() {
+    let (lab, controller) = with_finalizers();
     let web = service("web", "web", &json!({ "type": "LoadBalancer" }));
     lab.create_service(&web).unwrap();
     assert!(is_held(&get(&lab, "service", "web").unwrap()));
@@ -67,14 +73,7 @@ fn the_cleanup_finalizer_is_stripped_before_it_is_switched_off() {
 
 #[test]
 fn the_cleanup_finalizer_is_an_option_and_gone_before_an_uninstallation() {
-    let lab = Lab::up(&Options {
-        kube_proxy: KubeProxy::None,
-        ..Options::default()
-    })
-    .unwrap();
-    lab.install("controller: {cleanupFinalizer: true}").unwrap();
-    lab.apply(&configuration()).unwrap();
-    let controller = lab.start_controller().unwrap();
+    let (lab, controller) = with_finalizers();
     let wish = |name: &str| service(name, "web", &json!({ "type": "LoadBalancer" }));
     for name in ["one", "two", "three"] {
         lab.create_service(&wish(name)).unwrap();

@@ -15,7 +15,7 @@ use bellrock_arp::{Event, InterfaceState};
 use bellrock_forward::SecondChance;
 use ipnet::IpNet;
 
-use crate::cluster::{Cluster, Node};
+use crate::cluster::{Cluster, Node, VirtualIp};
 use crate::plan::{self, Settings};
 
 /// How long connections may go on through the node that they were opened by.
@@ -148,9 +148,15 @@ impl Chances {
 
     /// Notes which signs are new.
     fn watch_others(&mut self, cluster: &Cluster, me: &str, settings: &Settings, now: Duration) {
-        let mut before = std::mem::take(&mut self.others);
-        for (address, vip) in &cluster.virtual_ips {
-            let Some((owner, _)) = vip.recorded.as_ref().filter(|(owner, _)| owner != me) else {
+        let elsewhere = |vip: &VirtualIp| {
+            let owner = vip.recorded.as_ref().map(|(owner, _)| owner.as_str());
+            owner.is_some_and(|owner| owner != me)
+        };
+        let there = &cluster.virtual_ips;
+        self.others
+            .retain(|address, _| there.get(address).is_some_and(elsewhere));
+        for (address, vip) in there.iter().filter(|(_, vip)| elsewhere(vip)) {
+            let Some((owner, _)) = &vip.recorded else {
                 continue;
             };
             let signs = Signs {
@@ -158,13 +164,18 @@ impl Chances {
                 unfit: plan::unfit(cluster, owner, settings).is_some(),
                 wanted_here: vip.desired.as_deref() == Some(me),
             };
-            let known = before.remove(address).filter(|known| known.owner == *owner);
-            let came = known.and_then(|known| match signs.any_beyond(known.signs) {
-                true => Some(now),
-                false => known.came,
-            });
-            let owner = owner.clone();
-            self.others.insert(*address, Watched { owner, signs, came });
+            match self.others.get_mut(address) {
+                Some(known) if known.owner == *owner => {
+                    if signs.any_beyond(known.signs) {
+                        known.came = Some(now);
+                    }
+                    known.signs = signs;
+                }
+                Some(_) | None => {
+                    let (owner, came) = (owner.clone(), None);
+                    self.others.insert(*address, Watched { owner, signs, came });
+                }
+            }
         }
     }
 }

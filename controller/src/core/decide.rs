@@ -84,11 +84,6 @@ impl Core {
         self.note_refusal(key, refused);
         writes.extend(self.status(key, service, &have, &settlement));
         for ip in &settlement.give_up {
-            // A reservation by hand of an address that is a node's now stays as it was written.
-            let by_hand = self.vips.get(ip).is_some_and(|vip| !vip.managed);
-            if by_hand && self.allocator.node_of(*ip).is_some() {
-                continue;
-            }
             writes.extend(self.reserve_or_let_go(*ip, key));
         }
         writes

@@ -304,7 +304,7 @@ impl Core {
     /// Whether the API server's definition of a VirtualIP is older than this program and drops
     /// what a claim says of policy and selector.
     #[must_use]
-    pub fn is_forgotten(&self) -> bool {
+    pub fn server_forgets(&self) -> bool {
         self.forgetful
     }
 

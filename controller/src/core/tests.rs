@@ -13,5 +13,6 @@ mod metrics;
 mod reasons;
 mod records;
 mod requests;
+mod reservations;
 mod runner;
 mod sharing;

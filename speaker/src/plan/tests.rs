@@ -421,8 +421,11 @@ fn an_advertisement_speaks_for_its_pools_services_and_nodes_only() {
         change(&mut bgp.scope);
         fixture.apply(Change::L2Advertisement("l2".into(), Some(l2)));
         fixture.apply(Change::BgpAdvertisement("bgp".into(), Some(bgp)));
-        assert_eq!(fixture.refusals("n1"), [reasons[0]; 2]);
-        assert_eq!(fixture.refusals("n2"), [reasons[1]; 2]);
+        for pool in ["is there", "was deleted"] {
+            assert_eq!(fixture.refusals("n1"), [reasons[0]; 2], "{pool}");
+            assert_eq!(fixture.refusals("n2"), [reasons[1]; 2], "{pool}");
+            fixture.apply(Change::Pool("main".into(), None));
+        }
     }
 }
 
