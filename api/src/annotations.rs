@@ -1,5 +1,7 @@
 //! Names that Bellrock reads or writes on objects that are not its own.
 
+use std::collections::BTreeMap;
+
 /// Service annotation: allocate from the pool of this name.
 pub const ADDRESS_POOL: &str = "bellrock.dev/address-pool";
 
@@ -33,6 +35,22 @@ pub const SPEAKER_NAME: &str = "bellrock-speaker";
 
 /// Node label (a boolean; empty means true): announce nothing from this node (KEP-1143).
 pub const LABEL_EXCLUDE_NODE: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+
+/// Node annotation (a boolean; empty means true): the node hands its addresses to others, and
+/// takes none, until the annotation goes.
+pub const DRAIN: &str = "bellrock.dev/drain";
+
+/// Whether a boolean label or annotation is there and not false. What does not parse is true, as
+/// the cloud controllers have it.
+#[must_use]
+pub fn is_set(of: &BTreeMap<String, String>, name: &str) -> bool {
+    of.get(name).is_some_and(|value| {
+        !matches!(
+            value.as_str(),
+            "0" | "f" | "F" | "false" | "False" | "FALSE"
+        )
+    })
+}
 
 /// Node taint: the node is known to be down (KEP-2268).
 pub const TAINT_OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";

@@ -102,6 +102,7 @@ reasons! {
         NodeNetworkUnavailable: "The node's condition NetworkUnavailable is true; check the node's network plugin.",
         NodeOutOfService: "The node carries the taint node.kubernetes.io/out-of-service; remove the taint when the node is back.",
         NodeBeingDeleted: "The node is being deleted or removed by the cluster autoscaler; its addresses move to other nodes.",
+        NodeDrained: "The node carries the annotation bellrock.dev/drain; its addresses move to other nodes, and it announces again when the annotation is removed.",
         NodeUnknown: "The node's own Node object has not been seen yet; check that --node-name is the name of a Node.",
         NoLocalEndpoint: "externalTrafficPolicy is Local and no endpoint on this node is ready; schedule a pod here or use the policy Cluster.",
         NoEndpoint: "The Service has no ready endpoint anywhere; check its selector and its pods.",

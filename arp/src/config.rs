@@ -27,6 +27,9 @@ pub struct Config {
     pub timers: Timers,
     /// Interfaces that are not served: names, or prefixes that end in `*`.
     pub exclude_interfaces: Vec<String>,
+    /// Another process of this node is on the segment: nothing is said, heard
+    /// or answered until [`begin`](crate::Handle::begin).
+    pub standby: bool,
 }
 
 impl Config {
@@ -39,6 +42,7 @@ impl Config {
             ethertype: frame::ETHERTYPE,
             timers: Timers::default(),
             exclude_interfaces: default_exclusions(),
+            standby: false,
         }
     }
 
@@ -72,6 +76,7 @@ impl fmt::Debug for Config {
             .field("ethertype", &self.ethertype)
             .field("timers", &self.timers)
             .field("exclude_interfaces", &self.exclude_interfaces)
+            .field("standby", &self.standby)
             .finish_non_exhaustive()
     }
 }

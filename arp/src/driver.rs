@@ -33,7 +33,7 @@ use crate::handle::{Pending, Shared};
 use crate::links::{Interface, serving};
 use crate::ownership::{Input, Segment, SegmentConfig};
 use crate::time::Instant;
-use crate::types::{Assignment, Event};
+use crate::types::{Assignment, Estate, Event};
 
 /// More than any frame that we take.
 const FRAME_SIZE: usize = 2048;
@@ -57,6 +57,10 @@ pub(crate) struct Driver {
     local: BTreeSet<MacAddr>,
     ports: BTreeMap<u32, Port>,
     reopen: Option<Instant>,
+    /// Another process of this node is on the segment.
+    standby: bool,
+    /// What it left, while this one begins.
+    estate: Estate,
     /// The driver's own, and those of interfaces that are gone.
     counters: BTreeMap<&'static str, u64>,
 }
@@ -74,6 +78,8 @@ impl Driver {
     ) -> Self {
         Self {
             credentials: Credentials::new(&config.cluster, &config.key),
+            standby: config.standby,
+            estate: Estate::new(),
             config,
             incarnation,
             shared,
@@ -95,9 +101,16 @@ impl Driver {
         loop {
             self.wait(&mut ready)?;
             self.read(&ready, &mut buffer);
-            let pending = self.shared.take();
+            let mut pending = self.shared.take();
             let stop = pending.stop;
+            let bequeath = pending.bequeath.take();
             self.obey(pending);
+            if let Some(heir) = bequeath.filter(|_| !self.standby) {
+                // Whoever does not wait for it leaves it to the successors.
+                if heir.try_send(self.estate()).is_ok() {
+                    return Ok(());
+                }
+            }
             self.tick();
             self.flush();
             if stop {
@@ -130,8 +143,20 @@ impl Driver {
         self.count("ingress_errors", errors.ingress);
     }
 
+    /// What this process leaves to the next.
+    fn estate(&self) -> Estate {
+        let held = |port: &Port| (port.interface.name.clone(), port.segment.held());
+        self.ports.values().map(held).collect()
+    }
+
     fn obey(&mut self, pending: Pending) {
         let now = now();
+        let begins = pending.begin.filter(|_| self.standby);
+        if let Some(estate) = begins {
+            self.standby = false;
+            self.estate = estate;
+            self.reopen = Some(now);
+        }
         if let Some((interfaces, local)) = pending.links {
             self.interfaces = interfaces;
             self.local = local;
@@ -146,6 +171,8 @@ impl Driver {
             };
             self.place(address, true, now);
         }
+        // An interface that is opened later was not held.
+        self.estate = Estate::new();
         for reply in pending.snapshots {
             // A caller that gave up waiting is no concern.
             let _ = reply.try_send(self.snapshot(now));
@@ -213,6 +240,9 @@ impl Driver {
 
     /// Brings the ports in line with the interfaces.
     fn follow_links(&mut self, now: Instant) {
+        if self.standby {
+            return;
+        }
         let wanted: BTreeMap<u32, Interface> = self
             .interfaces
             .iter()
@@ -272,6 +302,7 @@ impl Driver {
                 timers: self.config.timers.clone(),
                 incarnation: self.incarnation,
                 mac: interface.mac,
+                held: self.estate.remove(&interface.name),
             },
             now,
         );

@@ -19,7 +19,7 @@ use crate::MacAddr;
 use crate::config::{Config, Error};
 use crate::driver::Driver;
 use crate::links::{self, Interface};
-use crate::types::{Assignment, Event, Snapshot};
+use crate::types::{Assignment, Estate, Event, Snapshot};
 
 /// Events that may wait for whoever reads them.
 const EVENTS: usize = 4096;
@@ -37,6 +37,10 @@ pub(crate) struct Pending {
     pub(crate) assignments: BTreeMap<IpAddr, Option<Assignment>>,
     pub(crate) links: Option<(Vec<Interface>, BTreeSet<MacAddr>)>,
     pub(crate) snapshots: Vec<SyncSender<Snapshot>>,
+    /// To end the standby, with what the process before left.
+    pub(crate) begin: Option<Estate>,
+    /// To stop without a word, and leave what is held to whoever asked.
+    pub(crate) bequeath: Option<SyncSender<Estate>>,
     pub(crate) stop: bool,
 }
 
@@ -174,6 +178,24 @@ impl Handle {
         self.shared.tell(|pending| {
             pending.assignments.insert(address, None);
         });
+    }
+
+    /// Ends the [standby](Config::standby). The process before this one has
+    /// ended; `estate` is what it [left](Self::bequeath), if it could: then this
+    /// node goes on with it as if nothing had happened. Addresses must be
+    /// assigned before. Without a standby: no effect.
+    pub fn begin(&self, estate: Option<Estate>) {
+        self.shared
+            .tell(|pending| pending.begin = Some(estate.unwrap_or_default()));
+    }
+
+    /// Stops without a word to anybody, and tells what this node held, for the
+    /// process that goes on in its place; nothing, if the driver has ended or is
+    /// on standby itself. [`shutdown`](Self::shutdown) should follow.
+    pub fn bequeath(&self, deadline: Duration) -> Option<Estate> {
+        let (sender, reply) = sync_channel(1);
+        self.shared.tell(|pending| pending.bequeath = Some(sender));
+        reply.recv_timeout(deadline).ok()
     }
 
     /// Everything at this moment, earlier [`assign`](Self::assign)s and

@@ -28,6 +28,6 @@ pub use handle::{EventReceiver, Handle};
 pub use pnet::util::MacAddr;
 pub use time::{Instant, Timers, TimersError};
 pub use types::{
-    AddressState, Assignment, Cause, Eligibility, Event, InterfaceState, PeerState, Recorded,
-    Snapshot, State,
+    AddressState, Assignment, Cause, Eligibility, Estate, Event, Held, InterfaceState, PeerState,
+    Recorded, Snapshot, State,
 };

@@ -311,3 +311,18 @@ pub struct Snapshot {
     /// Sums over the interfaces, by name (a metric's label).
     pub counters: BTreeMap<String, u64>,
 }
+
+/// What the process of a node leaves to the next one on an interface, so that it
+/// goes on as the same speaker: nothing moves, and peers notice nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// In whose name the frames were sent.
+    pub incarnation: u64,
+    /// The sequence of the last of them.
+    pub seq: u64,
+    /// The addresses that it answers for, and their epochs.
+    pub claims: BTreeMap<IpAddr, u64>,
+}
+
+/// What a process leaves to the next one, by interface name.
+pub type Estate = BTreeMap<String, Held>;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bellrock_arp::frame::Arp;
 use bellrock_arp::ownership::Input;
-use bellrock_arp::{Cause, Eligibility, Event, Instant, State};
+use bellrock_arp::{Cause, Eligibility, Event, Instant, Recorded, State};
 use bus::{Bus, arp_of, assignment, mac, ms, v4, vip};
 
 const V: fn() -> IpAddr = || vip(1);
@@ -124,4 +124,74 @@ fn an_owner_that_nobody_relieves_goes_on_announcing_where_it_stopped() {
             .any(|time| *time >= ms(at - 10) && *time < ms(at + 10))
     };
     assert!(in_time(1_100) && in_time(2_200), "{times:?}");
+}
+
+/// The process is replaced by another that it leaves what it holds to.
+#[test]
+fn a_process_that_goes_on_for_another_is_the_same_speaker_to_all() {
+    for recorded in [true, false] {
+        let mut bus = Bus::settled(3, 35);
+        let epoch = bus.view(0, V()).epoch;
+        let start = bus.now;
+        let mut told = assignment(&[0, 1, 2]);
+        if recorded {
+            let owner = bus::name(0);
+            told.recorded = Some(Recorded { owner, epoch });
+        }
+        bus.replace(0, ms(20), &[(V(), told)]);
+        assert_eq!(bus.owners(V()), [0], "it answers at once");
+        let sent = bus.sent.len();
+        bus.record_sent = true;
+        bus.run(ms(3_000));
+        assert_eq!((bus.owners(V()), bus.view(0, V()).epoch), (vec![0], epoch));
+        for other in [1, 2] {
+            assert_eq!(bus.events_of(other, start), [], "{other} notices nothing");
+            assert_eq!(bus.counter(other, "replay"), 0);
+        }
+        let owned = bus.events_of(0, start);
+        assert_eq!(owned.is_empty(), recorded, "what no record says: {owned:?}");
+        let mut times = Vec::new();
+        for (at, from, frame) in bus.sent.iter().skip(sent) {
+            if let Some(arp) = arp_of(frame) {
+                assert_eq!((*from, arp.sender), (0, v4(V())), "no probe");
+                times.push(at.since(start).as_millis());
+            }
+        }
+        assert!(times.len() <= 4 && times.last() > Some(&2_000), "{times:?}");
+    }
+}
+
+/// What it is not told of, or only later, it does not go on with.
+#[test]
+fn a_process_goes_on_only_with_what_it_may_hold() {
+    let mut bus = Bus::settled(3, 36);
+    let mut told = assignment(&[0, 1, 2]);
+    told.eligibility = Eligibility::Ineligible;
+    bus.replace(0, ms(20), &[(V(), told)]);
+    bus.run(ms(1_000));
+    assert_eq!(bus.owners(V()), [1]);
+
+    let mut bus = Bus::settled(3, 37);
+    bus.replace(0, ms(20), &[]);
+    bus.run(ms(1_000));
+    bus.assign(0, V(), assignment(&[0, 1, 2]));
+    assert_eq!(bus.owners(V()), [1]);
+    bus.run(ms(1_000));
+    assert_eq!(bus.owners(V()), [1]);
+}
+
+/// One that is made for a younger object of the address claims anew.
+#[test]
+fn a_process_goes_on_with_a_claim_of_this_object_only() {
+    let mut bus = Bus::settled(2, 38);
+    let before = bus.view(0, V()).epoch;
+    let mut younger = assignment(&[0, 1]);
+    younger.created += 10;
+    bus.assign(1, V(), younger.clone());
+    bus.replace(0, ms(20), &[(V(), younger)]);
+    assert_eq!(bus.owners(V()), Vec::<usize>::new(), "unverified");
+    bus.run(ms(2_000));
+    assert_eq!(bus.owners(V()).len(), 1);
+    let owner = bus.owners(V())[0];
+    assert!(bus.view(owner, V()).epoch > before + (10 << 20) - (1 << 20));
 }

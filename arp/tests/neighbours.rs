@@ -37,6 +37,7 @@ impl Node {
             timers: Timers::default(),
             incarnation: INCARNATION,
             mac: OWN,
+            held: None,
         };
         let mut node = Self {
             segment: Segment::new(config, now),

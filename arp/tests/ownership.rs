@@ -6,6 +6,7 @@
     reason = "tests fail loudly"
 )]
 
+#[allow(dead_code, reason = "the bus serves other tests too")]
 mod bus;
 
 use std::net::{IpAddr, Ipv4Addr};

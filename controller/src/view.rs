@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bellrock_api::annotations::{
-    ADDRESS_POOL, CONDITION_LOAD_BALANCER, FINALIZER_CLEANUP, LABEL_EXCLUDE_NODE,
+    ADDRESS_POOL, CONDITION_LOAD_BALANCER, DRAIN, FINALIZER_CLEANUP, LABEL_EXCLUDE_NODE,
     LOAD_BALANCER_IPS, NODE_NETWORK_UNAVAILABLE, SHARING_KEY, TAINT_OUT_OF_SERVICE,
-    TAINT_TO_BE_DELETED,
+    TAINT_TO_BE_DELETED, is_set,
 };
 use bellrock_api::{
     AddressRange, Claim as VipClaim, L2AdvertisementSpec, MAX_PORTS, MAX_SELECTOR, MAX_SHARING_KEY,
@@ -400,13 +400,9 @@ impl NodeView {
     #[must_use]
     pub fn of(node: &Node) -> Self {
         let labels = node.metadata.labels.clone().unwrap_or_default();
-        // What does not parse as a boolean excludes, as in the cloud controllers.
-        let excluded = labels.get(LABEL_EXCLUDE_NODE).is_some_and(|value| {
-            !matches!(
-                value.as_str(),
-                "0" | "f" | "F" | "false" | "False" | "FALSE"
-            )
-        });
+        let excluded = is_set(&labels, LABEL_EXCLUDE_NODE);
+        let annotations = node.metadata.annotations.as_ref();
+        let drained = annotations.is_some_and(|all| is_set(all, DRAIN));
         let taints = node
             .spec
             .as_ref()
@@ -440,7 +436,10 @@ impl NodeView {
             addresses,
             pod_cidrs: pod_cidrs.filter_map(|cidr| cidr.parse().ok()).collect(),
             excluded,
-            unusable: leaving || no_network || node.metadata.deletion_timestamp.is_some(),
+            unusable: leaving
+                || drained
+                || no_network
+                || node.metadata.deletion_timestamp.is_some(),
             labels,
         }
     }
@@ -578,6 +577,14 @@ mod tests {
             (
                 json!({ "spec": { "taints": [{ "key": TAINT_TO_BE_DELETED, "effect": "NoSchedule" }] } }),
                 true,
+            ),
+            (
+                json!({ "metadata": { "annotations": { DRAIN: "" } } }),
+                true,
+            ),
+            (
+                json!({ "metadata": { "annotations": { DRAIN: "false" } } }),
+                false,
             ),
             (
                 json!({ "metadata": { "deletionTimestamp": "2026-01-01T00:00:00Z" } }),

@@ -442,6 +442,24 @@ fn killing_controller_or_speaker_moves_no_address_and_breaks_no_flow_elsewhere()
     assert_eq!(world.owner(address), owner);
     assert_eq!(flows.alive(Duration::from_secs(5)), 20);
 
+    // A rollout: the next speaker goes on with what the owner's holds.
+    let vip = ["get", "virtualip", &address.to_string()];
+    let held = world.lab.kubectl_json(&vip).unwrap()["status"].clone();
+    let last = world.speakers.remove(&owner).unwrap();
+    let mut next = None;
+    let report = world.probed("c1", address, || {
+        next = Some(world.lab.start_next_speaker(&owner, 2).unwrap());
+        let status = last.terminate(Duration::from_secs(10)).unwrap();
+        assert!(status.success(), "{status}");
+        world.is_announced(address);
+    });
+    world.speakers.insert(owner.clone(), next.unwrap());
+    assert_eq!(lost(&report), 0, "{report:?}");
+    assert_eq!(world.owner(address), owner);
+    let holds = world.lab.kubectl_json(&vip).unwrap()["status"].clone();
+    assert_eq!(holds, held, "nothing moved");
+    assert_eq!(flows.alive(Duration::from_secs(5)), 20);
+
     // The owner's own speaker: the address stays, another node answers.
     let report = world.probed("c1", address, || {
         world.speakers[&owner].kill9().unwrap();

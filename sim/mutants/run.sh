@@ -8,9 +8,18 @@ cd "$(dirname "$0")/../.."
 seeds=${SEEDS:-200}
 mkdir -p target/mutants/tree
 copy=$(pwd)/target/mutants
-# Not the one that all else is built in: cargo tells the crates of a copy from
-# the others by nothing, and would take a mutant for the real thing.
-target=$copy/target
+# Libraries of others are built there already.
+target=$(pwd)/target
+
+# Another version: cargo tells crates of a copy from the real ones by nothing
+# else, and would take what was built of one for the other.
+apart() {
+    case $1 in
+    Cargo.toml) sed '/^\[workspace.package\]/,/^$/s/^version = "\(.*\)"/version = "\1-mutant"/' "$1" ;;
+    Cargo.lock) sed '/^name = "bellrock/{n;s/^version = "\(.*\)"/version = "\1-mutant"/}' "$1" ;;
+    *) cat "$1" ;;
+    esac
+}
 
 # Makes the copy as the sources are. What did not change keeps its time, so that
 # little is built again.
@@ -20,9 +29,10 @@ fresh() {
             rm -f "$copy/tree/$file"
             continue
         fi
-        cmp -s "$file" "$copy/tree/$file" && continue
+        apart "$file" > "$copy/file"
+        cmp -s "$copy/file" "$copy/tree/$file" && continue
         mkdir -p "$copy/tree/$(dirname "$file")"
-        cp "$file" "$copy/tree/$file"
+        cp "$copy/file" "$copy/tree/$file"
     done
 }
 

@@ -47,6 +47,8 @@ pub(crate) enum Fault {
     Crash(usize),
     /// A node's speaker is stopped in order; it starts at the end.
     Leave(usize),
+    /// A node's speaker is replaced by another, which goes on with what it held.
+    Rollout(usize),
     /// As `Kill`, and the clock goes back by a day.
     Clock(usize),
     /// A node's interface gets another hardware address.
@@ -92,6 +94,7 @@ impl Fault {
             Self::Kill(_) => "speaker killed",
             Self::Crash(_) => "machine crashed",
             Self::Leave(_) => "speaker stopped",
+            Self::Rollout(_) => "speaker replaced",
             Self::Clock(_) => "clock set back",
             Self::Mac(_) => "hardware address changed",
             Self::Api => "API server away",
@@ -170,6 +173,7 @@ fn target(fault: &Fault) -> Option<(&'static str, usize)> {
         | Fault::Kill(node)
         | Fault::Crash(node)
         | Fault::Leave(node)
+        | Fault::Rollout(node)
         | Fault::Clock(node)
         | Fault::Mac(node)
         | Fault::Drain(node)
@@ -194,7 +198,7 @@ fn draw(rng: &mut Rng, ground: &Ground) -> Option<Fault> {
     let vip = rng.index(ground.vips);
     let way = *rng.pick(&[Way::Both, Way::Out, Way::Back])?;
     let trunk = (ground.trunks > 0).then(|| rng.index(ground.trunks));
-    Some(match rng.below(28) {
+    Some(match rng.below(29) {
         0 => Fault::Loss(*rng.pick(&[2, 10, 30, 70])?),
         1 => Fault::Duplicates(rng.range(5, 50)),
         2 => Fault::Delay(rng.range(2, 60)),
@@ -219,6 +223,7 @@ fn draw(rng: &mut Rng, ground: &Ground) -> Option<Fault> {
         24 => Fault::Move(vip),
         25 => Fault::Filter,
         26 => Fault::Unseen(vip),
+        27 => Fault::Rollout(node),
         _ => Fault::Recreate(vip),
     })
 }

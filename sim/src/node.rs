@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use bellrock_arp::frame::{Credentials, ETHERTYPE};
 use bellrock_arp::ownership::{Segment, SegmentConfig};
-use bellrock_arp::{Assignment, Instant, MacAddr, Timers};
+use bellrock_arp::{Assignment, Held, Instant, MacAddr, Timers};
 
 use crate::cluster::name;
 
@@ -56,6 +56,18 @@ impl Node {
         self.incarnation += 1_000;
         self.backlog.clear();
         self.told.clear();
+        self.begin(timers, None, now);
+    }
+
+    /// Another process of the same speaker, which knows what the one before it
+    /// was told.
+    pub(crate) fn go_on(&mut self, timers: &Timers, held: Held, now: Instant) {
+        self.incarnation += 1_000;
+        self.backlog.clear();
+        self.begin(timers, Some(held), now);
+    }
+
+    fn begin(&mut self, timers: &Timers, held: Option<Held>, now: Instant) {
         self.timer = None;
         self.segment = Some(Segment::new(
             SegmentConfig {
@@ -66,6 +78,7 @@ impl Node {
                 timers: timers.clone(),
                 incarnation: self.incarnation,
                 mac: self.mac,
+                held,
             },
             now,
         ));

@@ -61,6 +61,7 @@ impl World {
                 self.feed(node, Input::Drain);
                 self.later(Duration::from_millis(20), Due::Leave(node, 50));
             }
+            Fault::Rollout(node) => self.replace(node),
             Fault::Mac(node) => {
                 if let Some(it) = self.nodes.get_mut(node) {
                     let MacAddr(a, b, c, _, e, f) = it.mac;
@@ -142,7 +143,11 @@ impl World {
                 self.crashed.remove(&node);
                 self.start(node);
             }
-            Fault::Mac(_) | Fault::Proxy | Fault::Foreign(_) | Fault::Move(_) => {}
+            Fault::Rollout(_)
+            | Fault::Mac(_)
+            | Fault::Proxy
+            | Fault::Foreign(_)
+            | Fault::Move(_) => {}
             Fault::Api => {
                 self.cluster.up = true;
                 self.later(Duration::from_millis(100), Due::Reconcile);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bellrock_arp::frame::{ARP, Arp, Operation};
 use bellrock_arp::ownership::{AddressView, Input, Output, Segment};
-use bellrock_arp::{Eligibility, Event, Instant, MacAddr, Recorded, State, Timers};
+use bellrock_arp::{Eligibility, Event, Held, Instant, MacAddr, Recorded, State, Timers};
 
 use crate::check::Check;
 use crate::client::{ASK_EVERY, Client, FORGETS};
@@ -50,6 +50,8 @@ pub(crate) enum Due {
     Start(usize),
     /// A node's speaker ends when it holds nothing, or after so many looks.
     Leave(usize, u32),
+    /// The speaker that waited goes on with what the one before it held.
+    GoOn(usize, Held),
 }
 
 pub(crate) struct World {
@@ -222,6 +224,7 @@ impl World {
                 self.publish(vip);
             }
             Due::Start(node) => self.start(node),
+            Due::GoOn(node, held) => self.go_on(node, held),
             Due::Leave(node, looks) => {
                 let holds = |node: &Node| node.segment.as_ref().is_some_and(|it| it.holds());
                 if looks > 0 && self.nodes.get(node).is_some_and(holds) {
@@ -249,6 +252,52 @@ impl World {
         self.tell(|| format!("{} starts", name(node)));
         self.changed = Some(false);
         self.link(node);
+        self.feed(node, Input::Timeout);
+        self.soon((30, 300), Due::Listed(node));
+    }
+
+    /// Ends a node's speaker; another, which has been told everything, waits for
+    /// it to end.
+    pub(crate) fn replace(&mut self, node: usize) {
+        let Some(it) = self.nodes.get_mut(node).filter(|it| it.runs()) else {
+            return;
+        };
+        if let Some(old) = it.segment.take() {
+            self.soon((1, 20), Due::GoOn(node, old.held()));
+        }
+    }
+
+    fn go_on(&mut self, node: usize, held: Held) {
+        let (timers, now) = (self.timers.clone(), self.now);
+        let Some(it) = self.nodes.get_mut(node) else {
+            return;
+        };
+        if it.segment.is_some() || self.crashed.contains(&node) {
+            return;
+        }
+        it.go_on(&timers, held, now);
+        let told: Vec<_> = it.told.clone().into_iter().collect();
+        self.tell(|| format!("{} is replaced", name(node)));
+        self.link(node);
+        for (vip, assignment) in told {
+            let address = address(vip);
+            self.feed(
+                node,
+                Input::Assign {
+                    address,
+                    assignment,
+                },
+            );
+        }
+        for vip in 0..self.cluster.vips.len() {
+            let segment = self.nodes.get(node).and_then(|it| it.segment.as_ref());
+            let view = segment.and_then(|segment| segment.address(address(vip)));
+            if !view
+                .is_some_and(|view| matches!(view.state, State::Own | State::Deaf | State::Give))
+            {
+                self.check.lost(node, vip, None, self.now);
+            }
+        }
         self.feed(node, Input::Timeout);
         self.soon((30, 300), Due::Listed(node));
     }

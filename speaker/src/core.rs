@@ -30,6 +30,7 @@ use crate::plan::{self, Settings};
 use crate::routes::Routes;
 use crate::silence::Silence;
 use crate::status::{Recorder, View};
+use crate::succession::{Heirs, Post};
 use crate::surroundings::KubeProxy;
 use crate::turn::{Forward, Step, Turn};
 use crate::uninstall::Installation;
@@ -41,6 +42,8 @@ const UPDATES_PER_TURN: usize = 4096;
 const TICK: Duration = Duration::from_secs(1);
 /// How long the successor has to take over before the process ends anyway.
 const SHUTDOWN: Duration = Duration::from_secs(2);
+/// How long the segment's thread may take to tell what it holds.
+const BEQUEATH: Duration = Duration::from_millis(500);
 
 /// The edges of the speaker.
 #[derive(Debug)]
@@ -53,8 +56,12 @@ pub struct Edges {
     pub routes: Routes,
     /// Names of the Secrets that peers need; somebody else reads them.
     pub secrets: channel::Sender<BTreeSet<String>>,
-    /// Whether the speaker that this one replaces is still there.
-    pub another: channel::Receiver<bool>,
+    /// Whether another speaker of this node is still there.
+    pub post: channel::Receiver<Post>,
+    /// Tells it that this one can go on in its place.
+    pub ready: channel::Sender<bool>,
+    /// Speakers that wait for this one to end.
+    pub heirs: Heirs,
     /// What is said of kube-proxy on this node.
     pub kube_proxy: KubeProxy,
     /// Where BGP peers may connect to.
@@ -81,7 +88,7 @@ pub struct Core {
     /// What may keep traffic from arriving.
     warnings: Vec<(NodeReason, String)>,
     touched: looks::Touched,
-    /// When the speaker that this one replaces was last seen.
+    /// When another speaker of this node was last there.
     another: Option<Instant>,
     /// kube-proxy's health port answered at the last look.
     answers: bool,
@@ -167,6 +174,10 @@ impl Core {
                     self.give_chances().await?;
                     self.ask_kernels();
                 }
+                Ok(()) = self.edges.post.changed() => {
+                    self.serve().await;
+                    continue;
+                }
                 Some((node, lives)) = self.kernels.answer() => {
                     if !lives {
                         self.chances.died(&node);
@@ -197,6 +208,7 @@ impl Core {
                 self.make_turn().await?;
                 self.give_chances().await?;
                 if self.turn.adopted() != adopted {
+                    self.edges.ready.send_replace(true);
                     self.show().await;
                 }
             }
@@ -213,12 +225,32 @@ impl Core {
         // restart when BFD goes: to some, any end of it is a failure.
         self.bgp.stop(leaving).await;
         self.bfd.stop().await;
-        let l2 = self.edges.l2;
+        let (l2, heirs) = (self.edges.l2, self.edges.heirs);
+        if !ends && heirs.any_ready() {
+            bequeath(&l2, &heirs).await;
+        }
         let shutdown = tokio::task::spawn_blocking(move || l2.shutdown(SHUTDOWN));
         if let Err(error) = shutdown.await {
             tracing::warn!(%error, "the ownership driver did not stop in order");
         }
         Ok(())
+    }
+
+    /// The speaker of this node is this one.
+    fn serves(&self) -> bool {
+        *self.edges.post.borrow() != Post::Standby
+    }
+
+    /// The speaker before has ended.
+    async fn serve(&mut self) {
+        let post = self.edges.post.borrow_and_update().clone();
+        if let Post::Serving(estate) = post {
+            self.edges.l2.handle().begin(estate);
+            if self.turn.adopted() {
+                self.set_peers().await;
+            }
+            self.stale = true;
+        }
     }
 
     fn take(&mut self, update: Update) {
@@ -318,12 +350,19 @@ impl Core {
 
     /// BGP sessions, and BFD sessions beside them.
     async fn set_peers(&mut self) {
+        // Peers would close the other speaker's sessions for ours.
+        if !self.serves() {
+            return;
+        }
         let cluster = self.turn.cluster();
         self.bgp.set_peers(cluster, &self.me).await;
         self.watch_peers().await;
     }
 
     async fn watch_peers(&mut self) {
+        if !self.serves() {
+            return;
+        }
         let (cluster, routes) = (self.turn.cluster(), &self.edges.routes);
         self.bfd.follow(cluster, &self.me, &self.bgp, routes).await;
     }
@@ -415,7 +454,7 @@ impl Core {
     fn leaves(&self) -> bool {
         matches!(
             plan::unfit(self.turn.cluster(), &self.me, &self.settings),
-            Some(Reason::NodeExcluded | Reason::NodeBeingDeleted)
+            Some(Reason::NodeExcluded | Reason::NodeBeingDeleted | Reason::NodeDrained)
         )
     }
 
@@ -437,6 +476,7 @@ impl Core {
         let view = View {
             node: self.me.clone(),
             ready: self.waiting.is_empty() && self.turn.adopted(),
+            standby: !self.serves(),
             waiting: self.waiting.clone(),
             services: self.turn.carried(),
             forwarding_error: self.forwarding_error.clone(),
@@ -455,6 +495,18 @@ impl Core {
             segment: segment.unwrap_or_default(),
         };
         self.edges.view.send_replace(view);
+    }
+}
+
+/// Nothing moves: the speaker that waits goes on with what this one holds.
+async fn bequeath(l2: &L2, heirs: &Heirs) {
+    let handle = Arc::clone(l2.handle());
+    let estate = tokio::task::spawn_blocking(move || handle.bequeath(BEQUEATH)).await;
+    let Ok(Some(estate)) = estate else { return };
+    if heirs.leave(&estate).await {
+        tracing::info!("the next speaker of this node goes on with its addresses");
+    } else {
+        tracing::warn!("the next speaker of this node does not go on; others take over");
     }
 }
 

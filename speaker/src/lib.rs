@@ -31,6 +31,7 @@ mod secrets;
 mod serve;
 pub mod silence;
 pub mod status;
+mod succession;
 mod surroundings;
 mod timers;
 pub mod turn;

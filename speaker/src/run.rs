@@ -28,6 +28,7 @@ use crate::core::{Core, Edges};
 use crate::plan::{self, Settings, Surroundings};
 use crate::routes::Routes;
 use crate::status::{self, Recorder, View};
+use crate::succession::{self, Heirs, Place, Post};
 use crate::surroundings::KubeProxy;
 use crate::timers::TimerArgs;
 use crate::uninstall::Installation;
@@ -129,6 +130,19 @@ pub async fn run(args: Args) -> Result<()> {
             .map(|prefix| format!("{prefix}*"))
             .collect();
     }
+    let place = match succession::look(&args.namespace, &args.cluster).await {
+        Ok(place) => Some(place),
+        Err(error) => {
+            tracing::warn!(%error, "cannot look for another speaker on this node");
+            None
+        }
+    };
+    config.standby = matches!(place, Some(Place::Taken(_)));
+    let post = if config.standby {
+        Post::Standby
+    } else {
+        Post::Serving(None)
+    };
     let (handle, ownership) =
         bellrock_arp::Handle::start(config).context("start answering on the segment")?;
     let forwarding = Forwarding::start(args.forwarding)?;
@@ -136,9 +150,22 @@ pub async fn run(args: Args) -> Result<()> {
     let client = Client::try_default().await.context("find the API server")?;
     let (view, viewed) = channel::channel(View::starting(&args.node_name));
     let mut tasks = JoinSet::new();
-    let (beside, another) = channel::channel(false);
-    let server = serve::serve(args.listen, viewed.clone(), beside, stop.clone());
-    tasks.spawn(server);
+    let (post_sender, post) = channel::channel(post);
+    let server = serve::serve(args.listen, viewed.clone(), stop.clone());
+    let mut serves = post.clone();
+    tasks.spawn(async move {
+        // The port is the other speaker's before.
+        let _ = serves.wait_for(|post| *post != Post::Standby).await;
+        server.await;
+    });
+    let (ready, can_go_on) = channel::channel(false);
+    let heirs = Heirs::default();
+    if let Some(place) = place {
+        let names = (args.namespace.clone(), args.cluster.clone());
+        let (heirs, stop) = (heirs.clone(), stop.clone());
+        let work = succession::hold(place, names, post_sender, can_go_on, heirs, stop);
+        tasks.spawn(work);
+    }
     if let Some(path) = &args.health_socket {
         let listener = serve::listen(path)
             .with_context(|| format!("listen on the health socket {}", path.display()))?;
@@ -182,7 +209,9 @@ pub async fn run(args: Args) -> Result<()> {
         routes: Routes::open()?,
         secrets: wanted,
         kube_proxy: args.kube_proxy,
-        another,
+        post,
+        ready,
+        heirs,
         bgp_listen: args.bgp_listen,
         installation: installation.clone(),
         recorder,

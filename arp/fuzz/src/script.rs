@@ -225,6 +225,7 @@ pub(crate) fn run(data: &[u8]) {
         timers: Timers::default(),
         incarnation: 2,
         mac: OWN,
+        held: None,
     };
     let mut player = Player {
         segment: Segment::new(config, now),

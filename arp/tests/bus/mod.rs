@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use bellrock_arp::frame::{self, Arp, Credentials, Ethernet, Operation};
 use bellrock_arp::ownership::{Input, Output, Segment, SegmentConfig};
-use bellrock_arp::{Assignment, Eligibility, Event, Instant, MacAddr, Recorded, State, Timers};
+use bellrock_arp::{
+    Assignment, Eligibility, Event, Held, Instant, MacAddr, Recorded, State, Timers,
+};
 
 pub(crate) const CREATED: u64 = 1_700_000_000;
 
@@ -185,6 +187,19 @@ impl Bus {
     }
 
     pub(crate) fn start(&mut self, index: usize) {
+        self.begin(index, None);
+    }
+
+    /// The process ends; another goes on in its place after `gap`, told of this
+    /// only.
+    pub(crate) fn replace(&mut self, index: usize, gap: Duration, told: &[(IpAddr, Assignment)]) {
+        let old = self.nodes[index].segment.take().expect("it runs");
+        self.run(gap);
+        self.nodes[index].told = told.iter().cloned().collect();
+        self.begin(index, Some(old.held()));
+    }
+
+    fn begin(&mut self, index: usize, held: Option<Held>) {
         let node = &mut self.nodes[index];
         node.starts += 1;
         node.frozen = false;
@@ -198,6 +213,7 @@ impl Bus {
                 timers: self.timers.clone(),
                 incarnation: node.starts,
                 mac: mac(index),
+                held,
             },
             self.now,
         ));

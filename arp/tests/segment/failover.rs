@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::ensure;
-use bellrock_arp::{Cause, Event, Handle, Recorded, State};
+use bellrock_arp::{Cause, Config, Event, Handle, Recorded, State};
 use bellrock_e2e::netns::{as_root, wait_for};
 
 use super::lab::{Lab, PATIENCE, V4, V6, assignment, config};
@@ -182,4 +182,53 @@ fn a_recorded_owner_goes_on_after_its_restart_and_nobody_else_moves() {
         panic!("{event:?}")
     };
     assert_eq!((new, cause), (epoch, Cause::Restart));
+}
+
+#[test]
+fn a_process_that_waits_for_another_goes_on_with_what_that_one_holds() {
+    if !as_root() {
+        return;
+    }
+    for vip in [V4, V6] {
+        go_on(vip);
+    }
+}
+
+fn go_on(vip: IpAddr) {
+    let mut lab = Lab::settled(vip, 2);
+    let epoch = lab.nodes[0].state(vip).unwrap().epoch;
+    let waits = Config {
+        standby: true,
+        ..config("node-1")
+    };
+    let (next, events) = lab.nodes[0]
+        .ns
+        .run(|| Handle::start(waits))
+        .unwrap()
+        .unwrap();
+    let mut told = assignment(&["node-1", "node-2"]);
+    told.recorded = Some(Recorded {
+        owner: "node-1".to_owned(),
+        epoch,
+    });
+    next.assign(vip, told);
+    // It is on standby: the one that it waits for still is the speaker.
+    assert_eq!(next.snapshot().interfaces.len(), 0);
+    assert_eq!(next.bequeath(Duration::from_millis(200)), None);
+    let before = std::mem::replace(&mut lab.nodes[0].handle, next);
+    lab.nodes[0].events = events;
+    let estate = before.bequeath(Duration::from_secs(10)).unwrap();
+    let held: Vec<_> = estate.values().flat_map(|held| &held.claims).collect();
+    assert_eq!(held, [(&vip, &epoch)]);
+    lab.nodes[0].handle.begin(Some(estate));
+    lab.nodes[0].wait_state(vip, State::Own, &["eth1"]);
+    before.shutdown(Duration::from_secs(10)).unwrap();
+    // As long as it takes to call a node silent, and to take an address over.
+    let deadline = std::time::Instant::now() + Duration::from_secs(1);
+    while std::time::Instant::now() < deadline {
+        assert_eq!(lab.nodes[0].state(vip).unwrap().epoch, epoch);
+        for node in &mut lab.nodes {
+            node.no_event();
+        }
+    }
 }

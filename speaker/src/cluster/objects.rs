@@ -113,6 +113,8 @@ pub struct Node {
     pub taints: BTreeSet<String>,
     /// Has a deletion timestamp.
     pub deleting: bool,
+    /// Carries the annotation `bellrock.dev/drain`.
+    pub drained: bool,
 }
 
 impl Node {

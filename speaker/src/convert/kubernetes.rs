@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use bellrock_api::annotations::LABEL_SERVICE_NAME;
+use bellrock_api::annotations::{DRAIN, LABEL_SERVICE_NAME, is_set};
 use bellrock_forward::{Protocol, ServiceKey};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{self as core, Service as ApiService};
@@ -226,6 +226,7 @@ pub fn node(object: &core::Node) -> Parsed {
             .map(|taint| taint.key)
             .collect(),
         deleting: object.metadata.deletion_timestamp.is_some(),
+        drained: is_set(object.annotations(), DRAIN),
     };
     Parsed::Change(Change::Node(object.name_any(), Some(node)))
 }

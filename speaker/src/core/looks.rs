@@ -19,7 +19,7 @@ const LOOK: u32 = 5;
 /// Ticks between two tries of what the kernel refused.
 const RETRY: u32 = 30;
 /// How long a speaker that is replaced takes to end once it has let go of its
-/// port.
+/// addresses.
 const ENDED: Duration = Duration::from_secs(5);
 /// How long it is told that somebody else touched the table.
 const TOUCHED: Duration = Duration::from_secs(600);
@@ -27,7 +27,9 @@ const TOUCHED: Duration = Duration::from_secs(600);
 impl Core {
     pub(super) async fn tick(&mut self, ticks: u32) -> Result<()> {
         self.edges.forwarding.check_alive()?;
-        self.bgp.listen();
+        if self.serves() {
+            self.bgp.listen();
+        }
         self.watch_peers().await;
         self.look_for_another();
         self.look_for_silence();
@@ -50,10 +52,10 @@ impl Core {
         Ok(())
     }
 
-    /// Until the speaker that this one replaces has ended, it keeps the table as
-    /// its own settings have it. Not every kernel shows what it did.
+    /// Until the other speaker of this node has ended, it keeps the table as its
+    /// own settings have it. Not every kernel shows what it did.
     fn look_for_another(&mut self) {
-        if *self.edges.another.borrow() {
+        if !self.serves() {
             self.another = Some(Instant::now());
         } else if self.another.is_some_and(|last| last.elapsed() >= ENDED) {
             self.another = None;

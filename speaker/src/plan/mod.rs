@@ -150,7 +150,7 @@ pub fn plan_service(
         // Who is drained serves on as well as before, until another does.
         let drained = matches!(
             leaves,
-            Some(Reason::NodeBeingDeleted | Reason::NodeOutOfService)
+            Some(Reason::NodeBeingDeleted | Reason::NodeOutOfService | Reason::NodeDrained)
         );
         let yields = drained && rest.is_none() && !answered;
         plan_l2(

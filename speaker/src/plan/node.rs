@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use bellrock_api::annotations::{LABEL_EXCLUDE_NODE, TAINT_OUT_OF_SERVICE, TAINT_TO_BE_DELETED};
+use bellrock_api::annotations::{
+    LABEL_EXCLUDE_NODE, TAINT_OUT_OF_SERVICE, TAINT_TO_BE_DELETED, is_set,
+};
 use bellrock_api::reason::AnnouncementReason as Reason;
 use bellrock_forward as forward;
 
 use super::{Forwarding, Settings};
-use crate::cluster::{Cluster, Node};
+use crate::cluster::Cluster;
 
 /// Why node `me` must not announce anything, if so.
 ///
@@ -18,7 +20,7 @@ pub fn unfit(cluster: &Cluster, me: &str, settings: &Settings) -> Option<Reason>
     let Some(node) = cluster.nodes.get(me) else {
         return Some(Reason::NodeUnknown);
     };
-    if excluded(node) && !settings.ignore_exclude_label {
+    if is_set(&node.labels, LABEL_EXCLUDE_NODE) && !settings.ignore_exclude_label {
         return Some(Reason::NodeExcluded);
     }
     if node.network_unavailable {
@@ -30,18 +32,10 @@ pub fn unfit(cluster: &Cluster, me: &str, settings: &Settings) -> Option<Reason>
     if node.deleting || node.taints.contains(TAINT_TO_BE_DELETED) {
         return Some(Reason::NodeBeingDeleted);
     }
+    if node.drained {
+        return Some(Reason::NodeDrained);
+    }
     None
-}
-
-/// The label's value is a boolean: `"false"` includes the node, and what does
-/// not parse excludes it, as the cloud controllers have it.
-fn excluded(node: &Node) -> bool {
-    node.labels.get(LABEL_EXCLUDE_NODE).is_some_and(|value| {
-        !matches!(
-            value.as_str(),
-            "0" | "f" | "F" | "false" | "False" | "FALSE"
-        )
-    })
 }
 
 /// The node-wide part of the forwarding table of node `me`.

@@ -268,7 +268,7 @@ fn each_state_of_the_node_that_forbids_announcing_has_its_reason() {
             value.into(),
         );
     };
-    let cases: [Case; 7] = [
+    let cases: [Case; 8] = [
         (
             |node| node.network_unavailable = true,
             Some(Reason::NodeNetworkUnavailable),
@@ -287,6 +287,7 @@ fn each_state_of_the_node_that_forbids_announcing_has_its_reason() {
             Some(Reason::NodeBeingDeleted),
         ),
         (|node| node.deleting = true, Some(Reason::NodeBeingDeleted)),
+        (|node| node.drained = true, Some(Reason::NodeDrained)),
         // A cordoned node keeps its pods and its traffic.
         (
             |node| {

@@ -42,7 +42,8 @@ pub async fn publish(
             () = tokio::time::sleep_until(latest) => {}
         }
         // Before everything is listed there is nothing worth telling.
-        if !viewed.borrow_and_update().ready {
+        let idle = |view: &View| view.standby || !view.ready;
+        if idle(&viewed.borrow_and_update()) {
             latest = Instant::now() + RENEWAL;
             continue;
         }

@@ -23,6 +23,8 @@ pub struct View {
     pub node: String,
     /// Everything has been listed and the kernel carries it.
     pub ready: bool,
+    /// Another speaker of the node is there, and tells of it.
+    pub standby: bool,
     /// Kinds that have not been listed yet.
     pub waiting: BTreeSet<Kind>,
     /// Services that the forwarding carries.

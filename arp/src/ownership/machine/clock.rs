@@ -128,6 +128,41 @@ impl Machine {
         }
     }
 
+    /// The process before this one answered a moment ago: so does this one,
+    /// unverified. Late announcements are made again, as it may have left some.
+    pub(super) fn go_on(
+        &mut self,
+        epoch: u64,
+        now: Instant,
+        timers: &Timers,
+        actions: &mut Vec<Action>,
+    ) {
+        match self.phase {
+            Phase::Idle { .. } | Phase::Wait { .. } | Phase::Probe { .. } => {
+                // The record may lack it.
+                let recorded = epoch == self.epoch;
+                self.epoch = epoch;
+                self.cause = Some(Cause::Restart);
+                if epoch > self.highest {
+                    self.highest = epoch;
+                    self.claimant.clear();
+                }
+                self.phase = Phase::Own {
+                    since: now,
+                    announced: LATE,
+                    due: Some(announce_at(now, LATE, now, timers)),
+                };
+                if !recorded {
+                    actions.push(Action::Owned {
+                        cause: Cause::Restart,
+                        from: String::new(),
+                    });
+                }
+            }
+            Phase::Own { .. } | Phase::Deaf | Phase::Give { .. } | Phase::Blocked { .. } => {}
+        }
+    }
+
     pub(super) fn own(&mut self, keep: bool, now: Instant, actions: &mut Vec<Action>) {
         if !keep {
             self.epoch = self.highest.saturating_add(1);

@@ -238,6 +238,7 @@ impl Machine {
             Trigger::Doubt { cause } => self.doubt(cause, now, timers, out),
             Trigger::LinkDown => self.link_down(out),
             Trigger::Resume { cause } => self.resume(cause, out),
+            Trigger::GoOn { epoch } => self.go_on(epoch, now, timers, out),
             Trigger::Stop { cause } => self.stop(cause, out),
         }
         if self.state() != before {

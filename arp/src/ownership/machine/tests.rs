@@ -144,6 +144,7 @@ fn triggers() -> Vec<(&'static str, Trigger)> {
                 cause: Cause::Restart,
             },
         ),
+        ("goes on", Trigger::GoOn { epoch: 105 }),
         (
             "ineligible",
             Trigger::Stop {
@@ -365,6 +366,12 @@ link down | GIVE: IDLE -; Lost(LinkChange); release 105
 link down | BLOCKED: IDLE -; Unblocked
 resume | IDLE: PROBE 0 - keep; transmit
 restart | IDLE: PROBE 0 - keep; transmit
+goes on | IDLE: OWN 105 3 1100ms
+goes on | WAIT: OWN 105 3 1100ms
+goes on | PROBE first: OWN 105 3 1100ms; Owned(Restart)
+goes on | PROBE: OWN 105 3 1100ms
+goes on | PROBE end: OWN 105 3 1100ms
+goes on | PROBE keep: OWN 105 3 1100ms
 ineligible | IDLE: IDLE -
 ineligible | WAIT: IDLE -
 ineligible | PROBE first: IDLE -

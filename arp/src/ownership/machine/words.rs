@@ -94,6 +94,8 @@ pub(in crate::ownership) enum Trigger {
     LinkDown,
     /// This node held it when it stopped, or when the carrier went.
     Resume { cause: Cause },
+    /// The process before this one held it a moment ago, and left it to this one.
+    GoOn { epoch: u64 },
     /// This node must not hold it.
     Stop { cause: Cause },
 }

@@ -19,7 +19,7 @@ use super::rank;
 use crate::MacAddr;
 use crate::frame::{Credentials, Entry};
 use crate::time::{Instant, Timers};
-use crate::types::{Assignment, Cause, Event, PeerState, State};
+use crate::types::{Assignment, Cause, Event, Held, PeerState, State};
 use giving::Moves;
 use hearing::Hearing;
 
@@ -40,6 +40,9 @@ pub struct SegmentConfig {
     pub incarnation: u64,
     /// The interface's hardware address.
     pub mac: MacAddr,
+    /// What the process before this one left a moment ago: this one goes on
+    /// with it, also with its incarnation.
+    pub held: Option<Held>,
 }
 
 /// What can happen. A run can be recorded and replayed: it depends on nothing
@@ -128,6 +131,8 @@ pub struct Segment {
     draining: bool,
     hearing: Hearing,
     seq: u64,
+    /// What the process before this one held, until the first round.
+    held: BTreeMap<IpAddr, u64>,
     /// When the next HELLO is due.
     round: Instant,
     /// Rounds executed, and the time that must have passed, before silence
@@ -154,16 +159,22 @@ pub struct Segment {
 
 impl Segment {
     /// A node that hears nobody yet. It has a carrier until told otherwise.
-    pub fn new(config: SegmentConfig, now: Instant) -> Self {
+    pub fn new(mut config: SegmentConfig, now: Instant) -> Self {
+        let held = config.held.take().unwrap_or(Held {
+            incarnation: config.incarnation,
+            ..Held::default()
+        });
+        config.incarnation = held.incarnation;
         let dead_after = config.timers.dead_after();
         Self {
             local: BTreeSet::from([config.mac]),
+            seq: held.seq,
+            held: held.claims,
             config,
             up: true,
             leaving: false,
             draining: false,
             hearing: Hearing::default(),
-            seq: 0,
             round: now,
             listening: Some((0, now + dead_after)),
             peers: Peers::default(),
@@ -231,6 +242,18 @@ impl Segment {
     pub fn holds(&self) -> bool {
         let mut records = self.records.values();
         records.any(|record| record.machine.owned().is_some())
+    }
+
+    /// What to leave to the process that goes on in this one's place. Nothing
+    /// may be sent after that.
+    pub fn held(&self) -> Held {
+        let owned =
+            |(address, record): (&IpAddr, &Record)| Some((*address, record.machine.owned()?));
+        Held {
+            incarnation: self.config.incarnation,
+            seq: self.seq,
+            claims: self.records.iter().filter_map(owned).collect(),
+        }
     }
 
     /// The addresses assigned here.

@@ -35,6 +35,8 @@ impl Segment {
             return;
         }
         if now >= self.round {
+            // What is assigned later was not meant to go on.
+            self.held.clear();
             self.hello(false);
             self.listen_for_hosts(now);
             self.heal_later(now);

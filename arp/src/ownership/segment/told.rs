@@ -35,6 +35,8 @@ impl Segment {
                 record.machine.recall(recorded.epoch, &recorded.owner);
             }
         }
+        let held = self.held.remove(&address);
+        let goes_on = held.filter(|epoch| new && *epoch > base);
         if let Some((epoch, node)) = self.peers.holder(address, base) {
             record.machine.learn(epoch, node);
         }
@@ -57,6 +59,8 @@ impl Segment {
             self.step(address, Trigger::Stop { cause }, now);
         } else if owned {
             self.make_moves(now);
+        } else if let Some(epoch) = goes_on.filter(|_| self.up && !self.leaving && !self.draining) {
+            self.step(address, Trigger::GoOn { epoch }, now);
         } else if new && mine && self.up && !self.leaving && !self.draining {
             self.step(
                 address,
