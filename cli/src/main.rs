@@ -2,6 +2,7 @@
 //! the two processes of a cluster, the other commands are for people.
 //! Installed as `kubectl-bellrock` it answers to `kubectl bellrock` too.
 
+mod crds;
 mod dump;
 mod probe;
 mod status;
@@ -64,8 +65,8 @@ enum Command {
     Status(status::Args),
     /// Explain who announces an address, and for every other node why not
     Why(why::Args),
-    /// Print the CustomResourceDefinitions as YAML
-    Crds,
+    /// Print the CustomResourceDefinitions as YAML, or apply them
+    Crds(crds::Args),
     /// Ask a running speaker how it is: for probes
     Probe(probe::Args),
     /// Remove the forwarding that a speaker left on this node
@@ -94,7 +95,7 @@ fn runtime(command: &Command) -> std::io::Result<Runtime> {
         Command::Speaker(_)
         | Command::Status(_)
         | Command::Why(_)
-        | Command::Crds
+        | Command::Crds(_)
         | Command::Probe(_)
         | Command::Cleanup => Builder::new_multi_thread(),
     };
@@ -122,12 +123,7 @@ async fn run(cli: Cli) -> Result<ExitCode> {
         Command::Cleanup => {
             bellrock_forward::Forwarder::remove_table().context("remove the forwarding table")?;
         }
-        Command::Crds => {
-            let all = bellrock_api::crd_yaml()
-                .into_iter()
-                .map(|(_, yaml)| format!("---\n{yaml}"));
-            table::say(&all.collect::<String>())?;
-        }
+        Command::Crds(args) => crds::run(&args).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use bellrock_e2e::parts::{self, Part};
+use serde_json::{Value, json};
 
 fn charts() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts")
@@ -17,16 +18,16 @@ fn charts() -> PathBuf {
 
 /// `helm template` with these values.
 fn render(values: &str) -> Result<String, String> {
-    render_for("1.34.0", values)
+    render_with(&["--kube-version", "1.34.0"], values)
 }
 
-/// The same for a cluster of this version.
-fn render_for(kubernetes: &str, values: &str) -> Result<String, String> {
+/// The same with more flags.
+fn render_with(flags: &[&str], values: &str) -> Result<String, String> {
     let home = std::env::temp_dir().join(format!("bellrock-chart-{}", std::process::id()));
     let mut child = Command::new(parts::path(Part::Helm).unwrap())
         .args(["template", "bellrock", "--namespace", "bellrock-system"])
         .args(["--values", "-"])
-        .args(["--kube-version", kubernetes])
+        .args(flags)
         .arg(charts().join("bellrock"))
         .env("HELM_CACHE_HOME", &home)
         .env("HELM_CONFIG_HOME", &home)
@@ -47,32 +48,53 @@ fn render_for(kubernetes: &str, values: &str) -> Result<String, String> {
     }
 }
 
-/// Whoever changes a template sees what it does to the objects. To take the
-/// change over: BELLROCK_SNAPSHOTS=write.
+/// What is rendered now is what is kept in `file`. To take a change over:
+/// BELLROCK_SNAPSHOTS=write.
+fn is_kept(rendered: &str, file: &Path) {
+    if std::env::var("BELLROCK_SNAPSHOTS").is_ok_and(|value| value == "write") {
+        std::fs::write(file, rendered).unwrap();
+    }
+    let kept = std::fs::read_to_string(file).unwrap_or_default();
+    let differs = rendered
+        .lines()
+        .zip(kept.lines())
+        .find(|(now, then)| now != then)
+        .or((rendered != kept).then_some(("", "its length")));
+    assert_eq!(
+        differs,
+        None,
+        "{}: rendered, kept; take it over with BELLROCK_SNAPSHOTS=write",
+        file.display()
+    );
+}
+
+/// Whoever changes a template sees what it does to the objects.
 #[test]
 fn what_it_renders_is_what_was_reviewed() {
-    let write = std::env::var("BELLROCK_SNAPSHOTS").is_ok_and(|value| value == "write");
     for name in ["default", "everything"] {
         let folder = charts().join("tests");
         let values = std::fs::read_to_string(folder.join(format!("{name}.values.yaml"))).unwrap();
-        let rendered = render(&values).unwrap();
         let file = folder.join(format!("{name}.rendered.yaml"));
-        if write {
-            std::fs::write(&file, &rendered).unwrap();
-        }
-        let reviewed = std::fs::read_to_string(&file).unwrap_or_default();
-        let differs = rendered
-            .lines()
-            .zip(reviewed.lines())
-            .find(|(now, then)| now != then)
-            .or((rendered != reviewed).then_some(("", "its length")));
-        assert_eq!(
-            differs,
-            None,
-            "{}: rendered, reviewed; take it over with BELLROCK_SNAPSHOTS=write",
-            file.display()
-        );
+        is_kept(&render(&values).unwrap(), &file);
     }
+}
+
+/// For those without helm, as docs/install.md has it.
+#[test]
+fn the_plain_manifests_are_what_the_chart_renders() {
+    let flags = ["--kube-version", "1.34.0", "--include-crds", "--no-hooks"];
+    let values = "l2: {existingSecret: bellrock-l2}";
+    let rendered = render_with(&flags, values).unwrap();
+    // Helm says who made it, and there it is nobody.
+    let lines = rendered
+        .lines()
+        .filter(|line| !line.contains("app.kubernetes.io/managed-by: Helm"))
+        .map(|line| format!("{line}\n"));
+    let namespace = "# Made of the chart; see docs/install.md.\n---\napiVersion: v1\nkind: Namespace\n\
+                     metadata:\n  name: bellrock-system\n  labels:\n    \
+                     pod-security.kubernetes.io/enforce: privileged\n";
+    let all = namespace.to_owned() + &lines.collect::<String>();
+    is_kept(&all, &charts().join("plain/bellrock.yaml"));
 }
 
 #[test]
@@ -115,6 +137,15 @@ fn wrong_values_are_refused_and_named() {
             "controller: {loadBalancerClasses: ['a b']}",
             "'/controller/loadBalancerClasses/0': 'a b' does not match",
         ),
+        ("crds: false", "'/crds': got boolean, want object"),
+        (
+            "apiServer: {host: api, port: '6443'}",
+            "'/apiServer/port': got string, want integer",
+        ),
+        (
+            "networkPolicy: {enable: true}",
+            "additional properties 'enable' not allowed",
+        ),
         ("webhook: true", "'/webhook': got boolean, want object"),
         (
             "webhook: {enabled: 'true'}",
@@ -138,8 +169,8 @@ fn wrong_values_are_refused_and_named() {
 
 #[test]
 fn a_cluster_that_is_too_old_is_told_so() {
-    render_for("1.30.0", "").unwrap();
-    let error = render_for("1.29.9", "").unwrap_err();
+    render_with(&["--kube-version", "1.30.0"], "").unwrap();
+    let error = render_with(&["--kube-version", "1.29.9"], "").unwrap_err();
     assert!(error.contains("kubeVersion: >=1.30.0-0"), "{error}");
 }
 
@@ -168,6 +199,46 @@ fn every_alert_fires_when_it_should_and_not_before() {
     let output = Command::new("promtool")
         .args(["test", "rules", "alerts.test.yaml"])
         .current_dir(folder)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// promtool parses its queries, and each asks for metrics that are served.
+#[test]
+fn the_dashboard_asks_for_what_there_is() {
+    let board = std::fs::read_to_string(charts().join("bellrock/dashboard.json")).unwrap();
+    let board: Value = serde_json::from_str(&board).unwrap();
+    let page = std::fs::read_to_string(charts().join("../docs/metrics.md")).unwrap();
+    let panels = board["panels"].as_array().unwrap().iter();
+    let targets = panels.flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
+    let queries: Vec<&str> = targets.map(|it| it["expr"].as_str().unwrap()).collect();
+    assert!(queries.len() > 10, "{queries:?}");
+    for query in &queries {
+        let words = query.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        for metric in words.filter(|word| word.starts_with("bellrock_")) {
+            let metric = metric.strip_suffix("_bucket").unwrap_or(metric);
+            let listed = format!("| `{metric}` |");
+            assert!(page.contains(&listed), "{metric} is served by nobody");
+        }
+    }
+    let rules: Vec<Value> = queries
+        .iter()
+        .zip(0..)
+        .map(|(expr, n)| json!({ "record": format!("query:{n}"), "expr": expr }))
+        .collect();
+    let rules = json!({ "groups": [{ "name": "dashboard", "rules": rules }] });
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("rules.yaml");
+    std::fs::write(&file, rules.to_string()).unwrap();
+    let output = Command::new("promtool")
+        .args(["check", "rules"])
+        .arg(file)
         .output()
         .unwrap();
     assert!(

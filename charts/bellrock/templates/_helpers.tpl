@@ -38,6 +38,19 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
+{{/* What every container is told. */}}
+{{- define "bellrock.env" -}}
+{{- with .Values.apiServer }}
+{{- if .host }}
+- name: KUBERNETES_SERVICE_HOST
+  value: {{ .host | quote }}
+- name: KUBERNETES_SERVICE_PORT
+  value: {{ .port | quote }}
+{{- end }}
+{{- end }}
+{{ include "bellrock.logEnv" . }}
+{{- end -}}
+
 {{- define "bellrock.logEnv" -}}
 - name: BELLROCK_LOG
   value: {{ .Values.logLevel | quote }}

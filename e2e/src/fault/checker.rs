@@ -82,6 +82,8 @@ struct Checker<'a> {
     vips: BTreeMap<IpAddr, Record>,
     /// By writes of which nobody knows whether they were made.
     perhaps: BTreeMap<IpAddr, Perhaps>,
+    /// What Services may show since, by such writes of their status.
+    perhaps_shown: BTreeMap<Key, Vec<BTreeSet<IpAddr>>>,
     shown: BTreeMap<IpAddr, BTreeSet<Key>>,
     /// When addresses that are not recorded any more were released, and by whom.
     resting: BTreeMap<IpAddr, (Timestamp, Key)>,
@@ -128,8 +130,17 @@ impl<'a> Checker<'a> {
 
     fn event(&mut self, event: &Event) {
         match &event.act {
-            Act::Service(key, told) => self.service(key, told),
+            Act::Service(key, told) => {
+                self.perhaps_shown.remove(key);
+                self.service(key, told);
+            }
+            Act::ServicePerhaps(key, shows) => {
+                self.verdict.perhaps += 1;
+                let known = self.perhaps_shown.entry(key.clone()).or_default();
+                known.push(shows.clone());
+            }
             Act::ServiceGone(key, uid) => {
+                self.perhaps_shown.remove(key);
                 if self.services.get(key).is_some_and(|k| k.told.uid == *uid) {
                     self.forget(key);
                 }
@@ -281,14 +292,20 @@ impl<'a> Checker<'a> {
                     .get(&ip)
                     .is_some_and(|(keys, _)| keys.contains(key))
         };
+        let hides = |key: &Key| {
+            let perhaps = self.perhaps_shown.get(key).into_iter().flatten();
+            perhaps.into_iter().any(|shows| !shows.contains(&ip))
+        };
         let shown = self.shown.get(&ip).into_iter().flatten();
-        shown.filter(|key| !holds(key)).cloned().collect()
+        let shown = shown.filter(|key| !holds(key) && !hides(key));
+        shown.cloned().collect()
     }
 
     fn end(&mut self) {
         let mut found = Vec::new();
         // What was not made by now never was.
         self.perhaps.clear();
+        self.perhaps_shown.clear();
         for (ip, keys) in &self.shown {
             let not_held = self.not_held(*ip).into_iter();
             found.extend(not_held.map(|key| Violation::NotHeld(*ip, key)));

@@ -56,6 +56,9 @@ pub(crate) struct Record {
 #[derive(Clone, Debug)]
 pub(crate) enum Act {
     Service(Key, Told),
+    /// A write of which the API server does not say whether it was made, and the addresses that
+    /// it would leave in the status.
+    ServicePerhaps(Key, BTreeSet<IpAddr>),
     ServiceGone(Key, String),
     Vip(IpAddr, Record),
     /// A write of which the API server does not say whether it was made.
@@ -108,7 +111,10 @@ impl History {
         let Some(act) = act else { return };
         let placed = !matches!(
             act,
-            Act::ServiceGone(..) | Act::VipGone(_) | Act::VipPerhaps(..)
+            Act::ServiceGone(..)
+                | Act::VipGone(_)
+                | Act::VipPerhaps(..)
+                | Act::ServicePerhaps(..)
         );
         let version = entry.response["metadata"]["resourceVersion"].as_str();
         self.drafts.push(Draft {
@@ -184,7 +190,7 @@ impl History {
                 let known = known.map_or(0, |(_, version)| *version);
                 // A write that was perhaps made need not be the last one.
                 let own = match draft.act {
-                    Act::VipPerhaps(..) => 0,
+                    Act::VipPerhaps(..) | Act::ServicePerhaps(..) => 0,
                     _ => last_of.get(draft.uid.as_str()).copied().unwrap_or(0),
                 };
                 (known.max(own), 1)
@@ -218,10 +224,27 @@ impl History {
 fn perhaps(entry: &Entry) -> Option<Act> {
     let unknown = entry.code >= 500 || entry.code == 499;
     let writes = matches!(entry.verb.as_str(), "create" | "patch");
-    if !unknown || !writes || entry.resource != "virtualips" {
+    if !unknown || !writes {
         return None;
     }
-    Some(Act::VipPerhaps(address(entry)?, record(&entry.request)?))
+    match entry.resource.split('/').next()? {
+        "virtualips" => Some(Act::VipPerhaps(address(entry)?, record(&entry.request)?)),
+        // Other writes leave the addresses as they are.
+        "services" if entry.request["status"].get("loadBalancer").is_some() => {
+            Some(Act::ServicePerhaps(key(entry), shows(&entry.request)))
+        }
+        _ => None,
+    }
+}
+
+/// The addresses in a Service's status.
+fn shows(service: &Value) -> BTreeSet<IpAddr> {
+    let ingress = service["status"]["loadBalancer"]["ingress"].as_array();
+    ingress
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry["ip"].as_str()?.parse().ok())
+        .collect()
 }
 
 fn key(entry: &Entry) -> Key {
@@ -262,7 +285,6 @@ fn told(service: &Value) -> Told {
     };
     let class = spec["loadBalancerClass"].as_str();
     let ports = spec["ports"].as_array().into_iter().flatten();
-    let ingress = status["loadBalancer"]["ingress"].as_array();
     let conditions = status["conditions"].as_array().into_iter().flatten();
     let mut ours = conditions
         .filter(|c| c["type"] == CONDITION_LOAD_BALANCER)
@@ -293,11 +315,7 @@ fn told(service: &Value) -> Told {
                 .filter_map(|text| text.parse().ok())
                 .collect(),
         },
-        shows: ingress
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| entry["ip"].as_str()?.parse().ok())
-            .collect(),
+        shows: shows(service),
         reason: ours.next_back().map(str::to_owned),
     }
 }

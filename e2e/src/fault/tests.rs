@@ -126,6 +126,16 @@ impl Log {
         self.service(name, &json!({}), &json!({}), shows);
     }
 
+    /// A status of which nobody knows whether it was written.
+    fn perhaps_told(&mut self, name: &str, shows: &[&str]) {
+        let ingress: Vec<Value> = shows.iter().map(|ip| json!({ "ip": ip })).collect();
+        let target = json!({
+            "resource": "services", "subresource": "status", "namespace": "default", "name": name,
+        });
+        let sent = json!({ "status": { "loadBalancer": { "ingress": ingress } } });
+        self.line("patch", &target, 504, &sent, &json!(null));
+    }
+
     fn deleted(&mut self, name: &str) {
         let target = json!({ "resource": "services", "namespace": "default", "name": name });
         let uid = self.end_of(name);
@@ -476,6 +486,28 @@ fn an_address_that_is_told_but_not_recorded_is_found() {
     log.vip_with(Y, &[("late", 80, "")], &json!({}), 504);
     log.told("late", &[Y]);
     assert_eq!(log.violations(), [Violation::NotHeld(ip(Y), key("late"))]);
+}
+
+#[test]
+fn an_address_that_is_perhaps_not_told_any_more_may_be_given_up() {
+    let left = json!({ "type": "ClusterIP" });
+    let released = |shows: &[&str]| {
+        let mut log = one();
+        log.service("web", &left, &json!({}), &[X]);
+        log.perhaps_told("web", shows);
+        log.vip_deleted(X);
+        log
+    };
+    let mut log = released(&[]);
+    log.service("web", &left, &json!({}), &[]);
+    let verdict = log.verdict();
+    assert_eq!((verdict.violations, verdict.perhaps), (vec![], 1));
+    // It was not made; or it left the address there.
+    let not_held = [Violation::NotHeld(ip(X), key("web"))];
+    assert_eq!(released(&[]).violations(), not_held);
+    let mut log = released(&[X]);
+    log.service("web", &left, &json!({}), &[]);
+    assert_eq!(log.violations(), not_held);
 }
 
 #[test]
