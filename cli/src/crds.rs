@@ -12,7 +12,7 @@ use crate::table::say;
 const MANAGER: &str = "bellrock-crds";
 
 #[derive(Debug, clap::Args)]
-pub struct Args {
+pub(crate) struct Args {
     #[command(subcommand)]
     action: Option<Action>,
 }
@@ -24,7 +24,7 @@ enum Action {
     Apply,
 }
 
-pub async fn run(args: &Args) -> Result<()> {
+pub(crate) async fn run(args: &Args) -> Result<()> {
     match args.action {
         None => print(),
         Some(Action::Apply) => apply().await,

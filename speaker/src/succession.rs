@@ -204,7 +204,7 @@ pub(crate) async fn hold(
         }
         heirs.listens.send_replace(false);
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 async fn accept(listener: UnixListener, heirs: &Heirs, follows: &mut JoinSet<()>) {
@@ -235,7 +235,7 @@ async fn wait(mut stream: UnixStream, mut ready: channel::Receiver<bool>) -> Opt
         if ready.wait_for(|ready| *ready).await.is_ok() {
             let _ = to.write_all(READY).await;
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     let read = tokio::select! {
         read = from.read_to_end(&mut text) => read,
