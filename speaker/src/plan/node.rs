@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use bellrock_api::annotations::{LABEL_EXCLUDE_NODE, TAINT_OUT_OF_SERVICE, TAINT_TO_BE_DELETED};
 use bellrock_api::reason::AnnouncementReason as Reason;
 use bellrock_forward as forward;
+use ipnet::IpNet;
 
 use super::{Forwarding, Settings};
 use crate::cluster::{Cluster, Node};
@@ -31,6 +32,24 @@ pub fn unfit(cluster: &Cluster, me: &str, settings: &Settings) -> Option<Reason>
         return Some(Reason::NodeBeingDeleted);
     }
     None
+}
+
+/// Whether an address lies on a segment that this node is not on: in a subnet of
+/// other nodes, and in none of this node's. The API does not say how long their
+/// subnets are; as long as those here.
+pub fn elsewhere(cluster: &Cluster, settings: &Settings, address: IpAddr) -> bool {
+    let subnets = || {
+        let all = settings.surroundings.subnets.iter();
+        all.filter(|subnet| subnet.addr().is_ipv4() == address.is_ipv4())
+    };
+    let here = |address: &IpAddr| subnets().any(|subnet| subnet.contains(address));
+    let near = |node: &IpAddr| {
+        let lengths = subnets().map(IpNet::prefix_len);
+        let mut theirs = lengths.filter_map(|length| IpNet::new(*node, length).ok());
+        theirs.any(|subnet| subnet.contains(&address))
+    };
+    let mut nodes = cluster.nodes.values().flat_map(|node| &node.addresses);
+    !here(&address) && nodes.any(|node| near(node) && !here(node))
 }
 
 /// The label's value is a boolean: `"false"` includes the node, and what does
