@@ -62,6 +62,48 @@ fn an_owner_that_hears_nobody_says_so_and_the_next_takes_over_for_good() {
     assert_eq!(bus.owners(V()), [1]);
 }
 
+/// Both nodes hear nobody; node 0 held the address, node 1 took it, and node 0
+/// has read so. The epoch that it read.
+fn told_of_the_takeover(seed: u64) -> (Bus, u64) {
+    let mut bus = Bus::settled(2, seed);
+    bus.nodes[1].part = 1;
+    let took = bus.run_until(ms(1_000), |bus| bus.state(1, V()) == State::Own);
+    assert!(took.is_some_and(|took| took <= BOUND), "{took:?}");
+    assert_eq!(bus.state(0, V()), State::Deaf);
+    let epoch = bus.view(1, V()).epoch;
+    let mut told = assignment(&[0, 1]);
+    told.recorded = recorded(1, epoch);
+    bus.assign(0, V(), told);
+    bus.run(ms(500));
+    assert_eq!(bus.state(0, V()), State::Deaf);
+    (bus, epoch)
+}
+
+#[test]
+fn an_owner_that_read_of_the_takeover_while_it_was_cut_off_takes_nothing_back() {
+    let (mut bus, epoch) = told_of_the_takeover(43);
+    bus.nodes[1].part = 0;
+    bus.run(ms(500));
+    let healed = bus.now;
+    bus.run(ms(10_000));
+    assert_eq!(bus.owners(V()), [1]);
+    assert_eq!(bus.view(1, V()).epoch, epoch);
+    assert!(bus.events_of(0, healed).is_empty());
+}
+
+#[test]
+fn an_owner_that_read_of_a_takeover_for_which_nobody_stands_claims_above_it() {
+    let (mut bus, epoch) = told_of_the_takeover(44);
+    // Node 1 starts anew, and has been told of nothing.
+    bus.kill(1);
+    bus.nodes[1].told.clear();
+    bus.nodes[1].part = 0;
+    bus.start(1);
+    bus.run(ms(1_000));
+    assert_eq!(bus.owners(V()), [0]);
+    assert!(bus.view(0, V()).epoch > epoch);
+}
+
 #[test]
 fn who_outlives_all_others_takes_their_addresses_and_answers_on_for_its_own() {
     let mut bus = Bus::settled(2, 31);

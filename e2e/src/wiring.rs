@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::ground::Ground;
 use crate::lab::Lab;
 use crate::netns::{Netns, veth};
-use crate::topology::{End, Role, Topology};
+use crate::topology::{End, Link, Role, Topology};
 
 const BRIDGE: &str = "br0";
 
@@ -115,6 +115,63 @@ impl Lab {
         self.host(&port.node)
             .sh(&format!("ip link set {} down", port.interface))?;
         Ok(())
+    }
+
+    /// Loses every frame that a host sends on its `eth1`; it hears as before.
+    pub fn mute(&self, host: &str) -> Result<()> {
+        self.one_way(host, "iifname")
+    }
+
+    /// Loses every frame that is sent to a host's `eth1`; others hear it as
+    /// before.
+    pub fn deafen(&self, host: &str) -> Result<()> {
+        self.one_way(host, "oifname")
+    }
+
+    fn one_way(&self, host: &str, direction: &str) -> Result<()> {
+        let port = self.port(host)?;
+        self.host(&port.node).sh(&format!(
+            "nft 'add table bridge {0}; \
+             add chain bridge {0} lost {{ type filter hook forward priority 0; }}; \
+             add rule bridge {0} lost {direction} {0} drop'",
+            port.interface
+        ))?;
+        Ok(())
+    }
+
+    /// Ends what [`Lab::mute`] or [`Lab::deafen`] did to a host.
+    pub fn both_ways(&self, host: &str) -> Result<()> {
+        let port = self.port(host)?;
+        self.host(&port.node)
+            .sh(&format!("nft delete table bridge {}", port.interface))?;
+        Ok(())
+    }
+
+    /// Pulls the cable between two switches at the first: each has silence
+    /// there.
+    pub fn part(&self, one: &str, other: &str) -> Result<()> {
+        let port = self.trunk(one, other)?;
+        self.host(one)
+            .sh(&format!("ip link set {} nomaster", port.interface))?;
+        Ok(())
+    }
+
+    /// Plugs it in again.
+    pub fn join(&self, one: &str, other: &str) -> Result<()> {
+        let port = self.trunk(one, other)?;
+        self.host(one)
+            .sh(&format!("ip link set {} master {BRIDGE}", port.interface))?;
+        Ok(())
+    }
+
+    /// The end at `one` of its cable to `other`.
+    fn trunk(&self, one: &str, other: &str) -> Result<&End> {
+        let links = &self.topology().links;
+        links
+            .iter()
+            .flat_map(|Link { a, b }| [(a, b), (b, a)])
+            .find_map(|(end, peer)| (end.node == one && peer.node == other).then_some(end))
+            .with_context(|| format!("no cable joins {one} and {other}"))
     }
 
     fn port(&self, host: &str) -> Result<&End> {

@@ -7,6 +7,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use bellrock_api::NodeReason;
+use bellrock_arp::InterfaceState;
+use ipnet::IpNet;
 
 use crate::ask;
 use crate::netfilter::{self, Chain};
@@ -50,6 +52,8 @@ pub(crate) struct Found {
     pub(crate) addresses: Interfaces,
     /// `arp_ignore` of each interface that addresses are announced on.
     pub(crate) arp_ignore: BTreeMap<String, u8>,
+    /// Subnets of those interfaces.
+    pub(crate) subnets: BTreeSet<IpNet>,
 }
 
 /// What it means for plans, and what to tell.
@@ -79,16 +83,21 @@ pub(crate) fn judge(
         kube_proxy,
         addresses: for_node_ports(&found.addresses, settings),
         answered,
+        subnets: found.subnets.clone(),
     };
     (surroundings, warnings)
 }
 
 /// Reads all of it. `segment` are the interfaces that addresses are announced
 /// on. An error leaves what is known in force.
-pub(crate) async fn look(routes: &Routes, segment: BTreeSet<String>) -> Result<Found> {
+pub(crate) async fn look(
+    routes: &Routes,
+    segment: BTreeMap<String, InterfaceState>,
+) -> Result<Found> {
+    let subnets = subnets(segment.values());
     let read = tokio::task::spawn_blocking(move || -> Result<_> {
         let mut ignores = BTreeMap::new();
-        for name in segment {
+        for name in segment.into_keys() {
             // An interface may go while it is looked at.
             match arp_ignore(&name) {
                 Ok(ignore) => drop(ignores.insert(name, ignore)),
@@ -104,7 +113,22 @@ pub(crate) async fn look(routes: &Routes, segment: BTreeSet<String>) -> Result<F
         answered_before: false,
         addresses: routes.addresses().await?,
         arp_ignore,
+        subnets,
     })
+}
+
+/// What an IPv6 link-local address or a host's own prefix says of others on the
+/// link is nothing.
+fn subnets<'a>(interfaces: impl Iterator<Item = &'a InterfaceState>) -> BTreeSet<IpNet> {
+    let addresses = interfaces.flat_map(|interface| &interface.addresses);
+    let all = addresses.filter_map(|(address, length)| IpNet::new(*address, *length).ok());
+    let link_local = |subnet: &IpNet| match subnet {
+        IpNet::V4(_) => false,
+        IpNet::V6(v6) => v6.addr().is_unicast_link_local(),
+    };
+    all.filter(|subnet| subnet.prefix_len() < subnet.max_prefix_len() && !link_local(subnet))
+        .map(|subnet| subnet.trunc())
+        .collect()
 }
 
 /// Addresses of the node in the networks where node ports shall listen.

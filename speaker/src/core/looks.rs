@@ -129,7 +129,7 @@ impl Core {
     pub(super) async fn look_around(&mut self) {
         let handle = Arc::clone(self.edges.l2.handle());
         let segment = tokio::task::spawn_blocking(move || handle.snapshot()).await;
-        let interfaces = segment.unwrap_or_default().interfaces.into_keys().collect();
+        let interfaces = segment.unwrap_or_default().interfaces;
         let found = match surroundings::look(&self.edges.routes, interfaces).await {
             Ok(mut found) => {
                 found.answered_before = std::mem::replace(&mut self.answers, found.health_port);

@@ -25,7 +25,7 @@ use crate::cluster::{Cluster, Service, ServiceKind, Slice, TrafficPolicy, Virtua
 pub use bgp::{merge_services, peers_of};
 pub use endpoints::{Usable, usable};
 pub use health::HealthCheck;
-pub use node::{forward_node, node_port_addresses, unfit};
+pub use node::{elsewhere, forward_node, node_port_addresses, unfit};
 pub use settings::{Forwarding, Settings, Surroundings};
 
 /// How an address reaches the outside world.
@@ -153,11 +153,16 @@ pub fn plan_service(
             Some(Reason::NodeBeingDeleted | Reason::NodeOutOfService | Reason::NodeDrained)
         );
         let yields = drained && rest.is_none() && !answered;
+        let place = Place {
+            address,
+            vip,
+            elsewhere: elsewhere(cluster, settings, address),
+        };
         plan_l2(
             cluster,
             me,
             service,
-            (address, vip),
+            &place,
             (on_segment, yields),
             &mut plan,
         );
@@ -184,6 +189,7 @@ pub fn plan_service(
     plan
 }
 
+const ELSEWHERE: &str = "it lies in a subnet of other nodes";
 const ONLY_NAMES: &str = "its EndpointSlices hold names (addressType FQDN), not addresses";
 
 fn only_names(slices: &BTreeMap<String, Slice>) -> bool {
@@ -246,29 +252,40 @@ fn forward_service(
     }
 }
 
+/// An address, and whether it lies on another segment than the node.
+struct Place<'a> {
+    address: IpAddr,
+    vip: &'a VirtualIp,
+    elsewhere: bool,
+}
+
 fn plan_l2(
     cluster: &Cluster,
     me: &str,
     service: &Service,
-    (address, vip): (IpAddr, &VirtualIp),
+    place: &Place<'_>,
     (common, yields): (Option<Reason>, bool),
     plan: &mut ServicePlan,
 ) {
     let covering: Vec<_> = cluster
         .l2_advertisements
         .values()
-        .filter(|ad| scope::covers(&ad.scope, cluster, vip, service))
+        .filter(|ad| scope::covers(&ad.scope, cluster, place.vip, service))
         .collect();
     let here: Vec<_> = covering
         .iter()
         .filter(|ad| scope::selects(&ad.scope, cluster, me))
         .collect();
+    // Who names an interface knows that the address is there.
+    let anywhere = here.iter().any(|ad| ad.interfaces.is_empty());
+    let elsewhere = place.elsewhere && anywhere;
     let refused = covering
         .is_empty()
         .then_some(Reason::NoAdvertisement)
         .or(here.is_empty().then_some(Reason::NodeNotSelected))
-        .or(common);
-    let interfaces = if here.iter().any(|ad| ad.interfaces.is_empty()) {
+        .or(common)
+        .or(elsewhere.then_some(Reason::NoInterface));
+    let interfaces = if anywhere {
         None
     } else {
         Some(
@@ -278,15 +295,18 @@ fn plan_l2(
         )
     };
     plan.l2.insert(
-        address,
+        place.address,
         L2Intent {
             eligible: refused.is_none(),
             yields: yields && refused == common,
             interfaces,
         },
     );
-    plan.verdicts
-        .push(Verdict::new(Some(address), Way::L2, refused));
+    let mut verdict = Verdict::new(Some(place.address), Way::L2, refused);
+    if refused == Some(Reason::NoInterface) {
+        verdict.detail = Some(ELSEWHERE.to_owned());
+    }
+    plan.verdicts.push(verdict);
 }
 
 #[cfg(test)]

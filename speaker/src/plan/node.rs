@@ -8,6 +8,7 @@ use bellrock_api::annotations::{
 };
 use bellrock_api::reason::AnnouncementReason as Reason;
 use bellrock_forward as forward;
+use ipnet::IpNet;
 
 use super::{Forwarding, Settings};
 use crate::cluster::Cluster;
@@ -36,6 +37,24 @@ pub fn unfit(cluster: &Cluster, me: &str, settings: &Settings) -> Option<Reason>
         return Some(Reason::NodeDrained);
     }
     None
+}
+
+/// Whether an address lies on a segment that this node is not on: in a subnet of
+/// other nodes, and in none of this node's. The API does not say how long their
+/// subnets are; as long as those here.
+pub fn elsewhere(cluster: &Cluster, settings: &Settings, address: IpAddr) -> bool {
+    let subnets = || {
+        let all = settings.surroundings.subnets.iter();
+        all.filter(|subnet| subnet.addr().is_ipv4() == address.is_ipv4())
+    };
+    let here = |address: &IpAddr| subnets().any(|subnet| subnet.contains(address));
+    let near = |node: &IpAddr| {
+        let lengths = subnets().map(IpNet::prefix_len);
+        let mut theirs = lengths.filter_map(|length| IpNet::new(*node, length).ok());
+        theirs.any(|subnet| subnet.contains(&address))
+    };
+    let mut nodes = cluster.nodes.values().flat_map(|node| &node.addresses);
+    !here(&address) && nodes.any(|node| near(node) && !here(node))
 }
 
 /// The node-wide part of the forwarding table of node `me`.

@@ -71,4 +71,6 @@ pub struct Surroundings {
     pub addresses: BTreeSet<IpAddr>,
     /// Addresses that this node's kernel answers ARP for by itself.
     pub answered: BTreeSet<IpAddr>,
+    /// The subnets of the interfaces that addresses are announced on.
+    pub subnets: BTreeSet<IpNet>,
 }

@@ -194,6 +194,43 @@ fn policy_cluster_announces_from_every_node() {
 }
 
 #[test]
+fn an_address_in_a_subnet_of_other_nodes_is_not_answered_for_elsewhere() {
+    let mut fixture = Fixture::new();
+    let here: IpAddr = "192.0.2.1".parse().unwrap();
+    fixture.node("n2", |node| node.addresses = [here].into());
+    let refused = |fixture: &Fixture, subnets: &[&str]| -> [Option<Reason>; 2] {
+        let mut settings = Settings::default();
+        settings.surroundings.subnets = subnets.iter().map(|s| s.parse().unwrap()).collect();
+        let plan = plan_service(&fixture.0, "n1", &key(), &settings, false);
+        [0, 1].map(|way| plan.verdicts[way].refused)
+    };
+    // Routers are told of it all the same.
+    let elsewhere = [Some(Reason::NoInterface), None];
+    assert_eq!(refused(&fixture, &["10.0.0.1/24"]), elsewhere);
+    let cases: [&[&str]; 5] = [
+        // Here too, or the other node's address is.
+        &["10.0.0.1/24", "192.0.2.7/24"],
+        &["10.0.0.1/24", "192.0.2.2/30"],
+        // The other node's subnet is too short to have it.
+        &["10.0.0.1/30"],
+        // Of the other family.
+        &["2001:db8::1/64"],
+        // Not looked yet.
+        &[],
+    ];
+    for subnets in cases {
+        assert_eq!(refused(&fixture, subnets), [None, None], "{subnets:?}");
+    }
+    // An interface is named: whoever did so knows.
+    let named = L2Advertisement {
+        interfaces: ["eth1".to_owned()].into(),
+        ..L2Advertisement::default()
+    };
+    fixture.apply(Change::L2Advertisement("l2".into(), Some(named)));
+    assert_eq!(refused(&fixture, &["10.0.0.1/24"]), [None, None]);
+}
+
+#[test]
 fn policy_local_announces_only_beside_a_ready_endpoint() {
     let mut fixture = Fixture::new();
     fixture.apply(Change::Service(key(), Some(service(TrafficPolicy::Local))));

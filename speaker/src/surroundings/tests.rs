@@ -55,6 +55,23 @@ fn only_addresses_that_are_announced_are_looked_at_for_who_answers() {
 }
 
 #[test]
+fn what_lies_around_a_node_are_the_subnets_that_others_are_in_too() {
+    let addresses = ["10.0.0.7/24", "2001:db8::7/64", "fe80::7/64", "10.0.0.9/32"];
+    let parsed = addresses.map(|text| text.parse::<IpNet>().unwrap());
+    let interface = InterfaceState {
+        name: "eth1".to_owned(),
+        index: 2,
+        mac: [2, 0, 0, 0, 0, 1].into(),
+        carrier: true,
+        addresses: parsed.map(|net| (net.addr(), net.prefix_len())).to_vec(),
+        peers: Vec::new(),
+    };
+    let found = subnets([&interface].into_iter());
+    let expected = ["10.0.0.0/24", "2001:db8::/64"].map(|text| text.parse().unwrap());
+    assert_eq!(found, expected.into());
+}
+
+#[test]
 fn node_ports_may_listen_on_all_of_the_nodes_addresses_that_packets_come_to() {
     let addresses = interfaces(&[
         ("lo", &["127.0.0.1", "::1", "198.51.100.7"]),

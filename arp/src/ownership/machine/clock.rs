@@ -164,7 +164,8 @@ impl Machine {
     }
 
     pub(super) fn own(&mut self, keep: bool, now: Instant, actions: &mut Vec<Action>) {
-        if !keep {
+        // A higher claim, for which nobody stood up, drew clients too.
+        if !keep || self.epoch < self.highest {
             self.epoch = self.highest.saturating_add(1);
         }
         let mut from = String::new();

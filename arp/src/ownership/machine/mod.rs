@@ -194,9 +194,11 @@ impl Machine {
     }
 
     /// Claims a held address anew, if there was a higher claim that no live
-    /// peer stands for: clients may have followed it.
+    /// peer stands for: clients may have followed it. A node that hears nobody
+    /// cannot know who lives; it only follows the object.
     pub(super) fn raise(&mut self, now: Instant) -> Vec<Action> {
-        if self.owned().is_none_or(|epoch| epoch >= self.highest) {
+        let deaf = matches!(self.phase, Phase::Deaf) && self.epoch > self.base;
+        if deaf || self.owned().is_none_or(|epoch| epoch >= self.highest) {
             return Vec::new();
         }
         self.epoch = self.highest.saturating_add(1);
