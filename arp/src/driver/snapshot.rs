@@ -58,6 +58,7 @@ impl Driver {
         let mut views: Vec<_> = views.collect();
         views.sort_by_key(|view| view.state);
         let foreign = views.iter().find_map(|view| view.foreign);
+        let filtered = views.iter().find_map(|view| view.filtered.clone());
         let owner = views.iter().rev().find_map(|view| view.owner.clone());
         let best = views.pop();
         let since = best
@@ -71,6 +72,7 @@ impl Driver {
             since: wall.checked_sub(since).unwrap_or(wall),
             cause: best.as_ref().and_then(|view| view.cause),
             foreign,
+            filtered,
             interfaces: ports().map(|port| port.interface.name.clone()).collect(),
         }
     }
