@@ -17,9 +17,7 @@ const V: fn() -> IpAddr = || vip(1);
 /// What node 0 sends to the group.
 fn groups_of_the_first(frame: &[u8]) -> bool {
     let ethernet = Ethernet::decode(frame).unwrap();
-    ethernet.source == mac(0)
-        && ethernet.destination == GROUP
-        && ethernet.ethertype == ETHERTYPE
+    ethernet.source == mac(0) && ethernet.destination == GROUP && ethernet.ethertype == ETHERTYPE
 }
 
 fn filtered(bus: &Bus, of: usize, since: Instant) -> Vec<(IpAddr, String)> {
@@ -69,7 +67,10 @@ fn nothing_is_claimed_from_a_node_that_answers_unheard_and_each_address_says_so_
         assert_eq!(told, [(V(), name(0)), (vip(2), name(0))], "seed {seed}");
         // Nor is it called silent and heard again in turns.
         let steady = Instant::from_start(start.since(Instant(0)) + ms(5_000));
-        let news = bus.peers.iter().filter(|(at, of, _)| *at >= steady && *of == 1);
+        let news = bus
+            .peers
+            .iter()
+            .filter(|(at, of, _)| *at >= steady && *of == 1);
         assert_eq!(news.count(), 0, "seed {seed}");
         assert_eq!(
             bus.view(0, V()).filtered,
@@ -117,7 +118,9 @@ fn it_ends_when_the_address_is_claimed_and_then_the_node_is_called_silent() {
     }
     bus.run(ms(500));
     let silent = bus.peers.iter().any(|(at, of, event)| {
-        *at >= died && *of == 1 && matches!(event, Event::PeerSilent { node, .. } if *node == name(0))
+        *at >= died
+            && *of == 1
+            && matches!(event, Event::PeerSilent { node, .. } if *node == name(0))
     });
     assert!(silent, "{:?}", bus.peers);
 }
@@ -131,7 +134,8 @@ fn it_ends_where_another_node_claims_it() {
     })
     .unwrap();
     bus.kill(0);
-    bus.run_until(ms(5_000), |bus| bus.owners(V()) == [1]).unwrap();
+    bus.run_until(ms(5_000), |bus| bus.owners(V()) == [1])
+        .unwrap();
     bus.run(ms(500));
     assert_eq!(bus.view(2, V()).owner, Some(name(1)));
     assert_eq!(bus.view(2, V()).filtered, None);

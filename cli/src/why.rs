@@ -212,7 +212,11 @@ fn explain(dump: &Dump, target: &Target, namespace: &str, settings: &Settings) -
     let mut outcomes = told.flat_map(|address| &address.nodes);
     let on_segment = outcomes.any(|node| node.l2.reason != Reason::NoAdvertisement.as_str());
     Explanation {
-        segment: if on_segment { segment::heard(dump) } else { Vec::new() },
+        segment: if on_segment {
+            segment::heard(dump)
+        } else {
+            Vec::new()
+        },
         services,
         notes,
     }

@@ -60,6 +60,8 @@ pub(super) struct Peer {
     pub(super) holdings: Holdings,
     /// When it was last asked: for its list, or whether it lives.
     pub(super) asked: Option<Instant>,
+    /// It speaks, but no HELLO of it came since it was silent.
+    pub(super) mute: bool,
     /// It spoke when asked, though its HELLOs do not come.
     pub(super) filtered: bool,
     /// It said that it leaves, and was not heard since.
@@ -203,6 +205,7 @@ impl Peers {
             deaf: false,
             holdings: Holdings::default(),
             asked: None,
+            mute: false,
             filtered: false,
             left: false,
         });
@@ -249,7 +252,15 @@ impl Peers {
         held
     }
 
-    /// Marks a station silent; the addresses that it held.
+    /// Notes whether what came of a silent peer was its HELLO.
+    pub(super) fn mute(&mut self, mac: MacAddr, mute: bool) {
+        if let Some(peer) = self.stations.get_mut(&mac) {
+            peer.mute = mute;
+        }
+    }
+
+    /// Marks a station silent; the addresses that it held. If it spoke for the
+    /// dead time without a HELLO, its HELLOs are filtered.
     pub(super) fn bury(&mut self, mac: MacAddr) -> Vec<IpAddr> {
         let Some(peer) = self.stations.get_mut(&mac) else {
             return Vec::new();
@@ -258,6 +269,7 @@ impl Peers {
             return Vec::new();
         }
         peer.live = false;
+        peer.filtered |= std::mem::take(&mut peer.mute);
         let held: Vec<IpAddr> = peer.holdings.entries.keys().copied().collect();
         for address in &held {
             Self::forget(&mut self.holders, *address, mac);

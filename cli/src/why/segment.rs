@@ -70,7 +70,10 @@ pub(super) fn heard(dump: &Dump) -> Vec<Heard> {
             let names = |nodes: &[(&String, _)]| nodes.iter().map(|(n, _)| (*n).clone()).collect();
             Heard {
                 node: node.to_owned(),
-                holds: by.iter().filter_map(|(_, peers)| peers.get(node).copied()).max(),
+                holds: by
+                    .iter()
+                    .filter_map(|(_, peers)| peers.get(node).copied())
+                    .max(),
                 heard_by: names(&by),
                 not_heard_by: names(&not_by),
             }
@@ -135,7 +138,12 @@ impl fmt::Display for Heard {
             return write!(f, " is heard by all others on the segment");
         }
         let (by, not_by) = (&self.heard_by, &self.not_heard_by);
-        write!(f, " is heard on the segment by {}, not by {}", list(by), list(not_by))
+        write!(
+            f,
+            " is heard on the segment by {}, not by {}",
+            list(by),
+            list(not_by)
+        )
     }
 }
 
@@ -150,10 +158,7 @@ impl fmt::Display for Changed {
                 other.map(|other| format!("a foreign host has it: {other}")),
             ),
             Change::Unblocked => ("sees that the foreign host is gone", None),
-            Change::ForeignClaim => (
-                "sees a foreign host use it",
-                other.map(ToOwned::to_owned),
-            ),
+            Change::ForeignClaim => ("sees a foreign host use it", other.map(ToOwned::to_owned)),
             Change::HelloFiltered => (
                 "does not claim it",
                 other.map(|other| format!("{other} answers, but its HELLO does not come")),

@@ -96,19 +96,28 @@ fn the_segment_is_told_rank_hearing_and_what_happened() {
         "n2 holds 3 addresses and is heard by all others on the segment",
         "n4 holds 0 addresses and is heard on the segment by n2, not by n1",
     ] {
-        assert!(text.lines().any(|l| l == line), "{line:?} is missing in:\n{text}");
+        assert!(
+            text.lines().any(|l| l == line),
+            "{line:?} is missing in:\n{text}"
+        );
     }
     assert!(text.contains("Standby, rank 1"), "{text}");
     assert!(!text.contains("FirstClaim"), "of another address:\n{text}");
     // Nobody hears n1 any more.
-    let alone = DUMP.replace("{ node: n1, interface: eth0, holds: 1 }", "{ node: n4, interface: eth1, holds: 2 }");
+    let alone = DUMP.replace(
+        "{ node: n1, interface: eth0, holds: 1 }",
+        "{ node: n4, interface: eth1, holds: 2 }",
+    );
     assert_ne!(alone, DUMP);
     let text = render(&ask(&alone, "192.0.2.10"));
     for line in [
         "n1 is heard by no other node on the segment",
         "n4 holds 2 addresses and is heard on the segment by n2, not by n1",
     ] {
-        assert!(text.lines().any(|l| l == line), "{line:?} is missing in:\n{text}");
+        assert!(
+            text.lines().any(|l| l == line),
+            "{line:?} is missing in:\n{text}"
+        );
     }
 }
 
@@ -121,7 +130,10 @@ fn the_rank_is_that_of_the_order_or_what_the_speaker_says_while_it_counts() {
     };
     // n1 owns it, n3 is excluded.
     assert_eq!(ranks(DUMP), [None, Some(1), None]);
-    let included = DUMP.replace("      labels: { node.kubernetes.io/exclude-from-external-load-balancers: \"\" }\n", "");
+    let included = DUMP.replace(
+        "      labels: { node.kubernetes.io/exclude-from-external-load-balancers: \"\" }\n",
+        "",
+    );
     assert_ne!(included, DUMP);
     // No speaker reports from n3.
     assert_eq!(ranks(&included), [None, Some(1), None]);

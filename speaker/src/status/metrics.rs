@@ -473,7 +473,10 @@ mod tests {
         }
         for unbounded in ["02:00:00:00:00:09", "192.0.2.1\"", "n3"] {
             let of_segment = text.lines().filter(|line| line.contains("_l2_"));
-            assert!(!of_segment.collect::<String>().contains(unbounded), "{text}");
+            assert!(
+                !of_segment.collect::<String>().contains(unbounded),
+                "{text}"
+            );
         }
     }
 

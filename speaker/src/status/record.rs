@@ -70,9 +70,7 @@ enum What {
         from: Option<String>,
     },
     /// Nobody is known to hold it now.
-    Given {
-        cause: String,
-    },
+    Given { cause: String },
 }
 
 /// A warning on an object.

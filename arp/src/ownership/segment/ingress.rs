@@ -173,8 +173,12 @@ impl Segment {
         }
         let was = self.peers.get(mac).map(|peer| (peer.live, peer.deaf));
         let silent = was.is_none_or(|(live, deaf)| !live || deaf);
+        if was.is_some_and(|(live, _)| !live) && heard == Heard::New {
+            self.peers.mute(mac, true);
+        }
         match message.body {
             Body::Hello { deaf, .. } => {
+                self.peers.mute(mac, false);
                 if !deaf && self.peers.filtered(mac, false) {
                     self.hello_comes(mac);
                 }

@@ -69,7 +69,9 @@ fn a_rank_is_told_while_there_is_one() {
         ..stands(State::Wait)
     };
     view.segment.addresses.insert(address(1), waits);
-    view.segment.addresses.insert(address(2), stands(State::Own));
+    view.segment
+        .addresses
+        .insert(address(2), stands(State::Own));
     let ranks: Vec<_> = view.to_api().addresses.iter().map(|a| a.rank).collect();
     assert_eq!(ranks, [Some(2), None]);
 }
@@ -115,7 +117,10 @@ fn who_is_heard_is_listed_once_for_each_interface_up_to_the_bound() {
     let many: Vec<(&str, usize)> = names.iter().map(|name| (name.as_str(), 0)).collect();
     view.segment.interfaces = [("eth0".to_owned(), hears("eth0", &many))].into();
     let status = view.to_api();
-    assert_eq!((status.peers.len(), status.peers_omitted), (api::MAX_PEERS, 3));
+    assert_eq!(
+        (status.peers.len(), status.peers_omitted),
+        (api::MAX_PEERS, 3)
+    );
 }
 
 #[test]
