@@ -49,9 +49,9 @@ pub use ip_address_pool::{
 pub use l2_advertisement::{L2Advertisement, L2AdvertisementSpec, PreferredNodeSelector};
 pub use reason::{AllocationReason, AnnouncementReason, NodeReason, PoolReason};
 pub use speaker_status::{
-    AddressState, AddressStatus, BfdState, BfdStatus, ConfigurationStatus, ForwardingStatus,
-    InterfaceStatus, Refusal, RefusalProtocol, SessionState, SessionStatus, SpeakerStatus,
-    SpeakerStatusSpec, SpeakerStatusStatus,
+    AddressState, AddressStatus, BfdState, BfdStatus, Change, ConfigurationStatus,
+    ForwardingStatus, InterfaceStatus, Refusal, RefusalProtocol, SegmentPeer, SessionState,
+    SessionStatus, SpeakerStatus, SpeakerStatusSpec, SpeakerStatusStatus, Transition,
 };
 pub use virtual_ip::{
     Claim, L2Placement, MAX_CLAIMS, MAX_PORTS, MAX_SELECTOR, MAX_SHARING_KEY, PortClaim, Protocol,

@@ -110,6 +110,7 @@ reasons! {
         ForwardingRefused: "The node's forwarding cannot carry the Service; the message names the part that it refuses.",
         NoInterface: "The node has no interface that the address can be announced on; check the advertisement's interfaces and the node's links.",
         HeldByForeignHost: "A host that is none of ours answers for the address; free it there or take it out of the pool.",
+        HelloFiltered: "Another node answers for the address, but HELLOs between it and this one are lost; let frames to groups and of the speakers' EtherType pass between the nodes.",
         Verifying: "The node checks that nobody else holds the address before it answers.",
         AddressTaken: "The address belongs to a node, a BGP peer, a gateway or the API server; announcing it would cut that off: take it out of the pool.",
         AnsweredByKernel: "An interface of this node has the address, and its kernel answers ARP for it; set ipvs.strictARP in kube-proxy's configuration, or take the address off the interface.",

@@ -19,6 +19,10 @@ pub const MAX_ADDRESSES: usize = 1024;
 pub const MAX_REFUSALS: usize = 256;
 /// Most warnings that a status lists.
 pub const MAX_WARNINGS: usize = 32;
+/// Most peers that a status lists; the rest are counted in `peersOmitted`.
+pub const MAX_PEERS: usize = 512;
+/// Most transitions that a status lists: the latest.
+pub const MAX_TRANSITIONS: usize = 256;
 /// Longest message, in characters.
 pub const MAX_MESSAGE: usize = 1024;
 
@@ -102,6 +106,22 @@ pub struct SpeakerStatusStatus {
     #[serde(default, skip_serializing_if = "is_zero")]
     #[schemars(range(min = 0))]
     pub addresses_omitted: u32,
+
+    /// Nodes that this speaker hears on the local segments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_PEERS), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["node", "interface"]))]
+    pub peers: Vec<SegmentPeer>,
+
+    /// Peers that the list had no room for.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(range(min = 0))]
+    pub peers_omitted: u32,
+
+    /// What happened last to addresses of the local segment here, the latest first: a few
+    /// entries for each address, since the speaker started.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_TRANSITIONS), extend("x-kubernetes-list-type" = "atomic"))]
+    pub transitions: Vec<Transition>,
 
     /// Services that this speaker does not announce or forward, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -256,6 +276,69 @@ pub struct AddressStatus {
     #[serde(default)]
     #[schemars(range(min = 0))]
     pub epoch: i64,
+    /// This node's place among those that may claim the address now; 1 claims first. Told
+    /// while the node is about to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub rank: Option<u32>,
+}
+
+/// A node that is heard on a segment.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct SegmentPeer {
+    /// Its name.
+    #[schemars(length(min = 1, max = 255))]
+    pub node: String,
+    /// The interface that it is heard on.
+    #[schemars(length(min = 1, max = 15))]
+    pub interface: String,
+    /// How many addresses it holds there, as it says.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub holds: u32,
+}
+
+/// A change of an address of the local segment.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Transition {
+    /// The address.
+    #[schemars(length(min = 2, max = 45))]
+    pub address: String,
+    /// When it was seen.
+    pub time: Time,
+    /// What changed.
+    pub change: Change,
+    /// Why, in one word: of ownership only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub cause: Option<String>,
+    /// The other one concerned: the node that had the address before or has it now, or the
+    /// node or the hardware address that answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 255))]
+    pub other: Option<String>,
+    /// The interface.
+    #[schemars(length(max = 15))]
+    pub interface: String,
+}
+
+/// How an address of the local segment changed.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// This node answers for it now.
+    Owned,
+    /// This node does not answer for it any more.
+    Lost,
+    /// A foreign host has it: it is not claimed.
+    Blocked,
+    /// The foreign host is gone.
+    Unblocked,
+    /// A foreign host uses it too.
+    ForeignClaim,
+    /// A node answers for it whose HELLO does not come: it is not claimed.
+    HelloFiltered,
 }
 
 /// State of the ownership protocol for one address.

@@ -160,7 +160,8 @@ pub enum Event {
         interface: String,
     },
     /// A peer answers for the address, but its HELLO does not come: something
-    /// on the way filters frames to groups. Nothing is claimed from it.
+    /// on the way filters frames to groups. Nothing is claimed from it. Told
+    /// when that begins for an address, at most once a minute.
     HelloFiltered {
         /// The address.
         address: IpAddr,
@@ -267,6 +268,9 @@ pub struct AddressState {
     pub cause: Option<Cause>,
     /// A foreign host seen with it.
     pub foreign: Option<MacAddr>,
+    /// A node that answers for it while its HELLO does not come: nothing is
+    /// claimed from it.
+    pub filtered: Option<String>,
     /// The interfaces that may serve it here.
     pub interfaces: Vec<String>,
 }

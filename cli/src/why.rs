@@ -5,6 +5,7 @@
 //! each node; what only a speaker can know (who answers on the segment,
 //! whether a session is up) comes from its SpeakerStatus.
 
+mod segment;
 mod unheld;
 
 use std::collections::BTreeSet;
@@ -23,6 +24,7 @@ use bellrock_speaker::status::only_here;
 use kube::ResourceExt;
 use serde::Serialize;
 
+use self::segment::{Changed, Heard};
 use crate::dump::{Dump, Source, renewed};
 use crate::table::{Output, say, table, text, value};
 
@@ -69,6 +71,9 @@ const SILENT: i64 = 150;
 #[serde(rename_all = "camelCase")]
 struct Explanation {
     services: Vec<ServiceExplanation>,
+    /// The nodes on the segment, and who hears them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    segment: Vec<Heard>,
     /// What is wrong with the question or the cluster as a whole.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     notes: Vec<String>,
@@ -101,12 +106,19 @@ struct AddressExplanation {
     cause: Option<String>,
     desired: Option<String>,
     nodes: Vec<NodeExplanation>,
+    /// What happened to it on the segment, the latest first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    changes: Vec<Changed>,
 }
 
 #[derive(Debug, Serialize, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 struct NodeExplanation {
     node: String,
+    /// Its place among those that take over on the segment if the owner fails;
+    /// while they do, among those that they hear.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rank: Option<u32>,
     l2: Outcome,
     bgp: Outcome,
 }
@@ -196,7 +208,18 @@ fn explain(dump: &Dump, target: &Target, namespace: &str, settings: &Settings) -
         }
     }
     notes.extend(warnings(dump));
-    Explanation { services, notes }
+    let told = services.iter().flat_map(|service| &service.addresses);
+    let mut outcomes = told.flat_map(|address| &address.nodes);
+    let on_segment = outcomes.any(|node| node.l2.reason != Reason::NoAdvertisement.as_str());
+    Explanation {
+        segment: if on_segment {
+            segment::heard(dump)
+        } else {
+            Vec::new()
+        },
+        services,
+        notes,
+    }
 }
 
 /// What speakers have found on their nodes that may keep traffic from arriving.
@@ -240,37 +263,42 @@ fn explain_service(
                 .and_then(|vip| vip.status.clone())
                 .unwrap_or_default();
             let owner = status.owner.clone();
+            let mut nodes: Vec<NodeExplanation> = cluster
+                .nodes
+                .keys()
+                .map(|node| {
+                    let plan = plan::plan_service(cluster, node, key, settings, false);
+                    let view = NodeView {
+                        dump,
+                        node,
+                        key,
+                        address,
+                        owner: owner.as_deref(),
+                    };
+                    let outcome = |way| {
+                        let verdict = plan
+                            .verdicts
+                            .iter()
+                            .find(|verdict| verdict.way == way && verdict.address == Some(address));
+                        verdict.map_or_else(
+                            || Outcome::of(Reason::NoVirtualIP, String::new()),
+                            |verdict| view.outcome(verdict),
+                        )
+                    };
+                    NodeExplanation {
+                        node: node.clone(),
+                        rank: view.rank(),
+                        l2: outcome(Way::L2),
+                        bgp: outcome(Way::Bgp),
+                    }
+                })
+                .collect();
+            segment::line_up(&mut nodes, vip);
             AddressExplanation {
                 address,
                 pool: vip.pool.clone(),
-                nodes: cluster
-                    .nodes
-                    .keys()
-                    .map(|node| {
-                        let plan = plan::plan_service(cluster, node, key, settings, false);
-                        let view = NodeView {
-                            dump,
-                            node,
-                            key,
-                            address,
-                            owner: owner.as_deref(),
-                        };
-                        let outcome = |way| {
-                            let verdict = plan.verdicts.iter().find(|verdict| {
-                                verdict.way == way && verdict.address == Some(address)
-                            });
-                            verdict.map_or_else(
-                                || Outcome::of(Reason::NoVirtualIP, String::new()),
-                                |verdict| view.outcome(verdict),
-                            )
-                        };
-                        NodeExplanation {
-                            node: node.clone(),
-                            l2: outcome(Way::L2),
-                            bgp: outcome(Way::Bgp),
-                        }
-                    })
-                    .collect(),
+                nodes,
+                changes: segment::changes(dump, address),
                 since: status.since.map(|time| time.0.to_string()),
                 cause: status.cause,
                 owner,
@@ -368,6 +396,15 @@ impl NodeView<'_> {
             Way::L2 => Outcome::of(Reason::Standby, String::new()),
             Way::Bgp => sessions(status, &verdict.peers),
         }
+    }
+
+    /// Its place in line, as its speaker says: while it is about to claim.
+    fn rank(&self) -> Option<u32> {
+        let addresses = &self.status()?.addresses;
+        let held = addresses
+            .iter()
+            .find(|held| held.address.parse() == Ok(self.address))?;
+        held.rank.filter(|_| self.silent().is_none())
     }
 
     /// For how long the speaker has not reported, in seconds, if that is longer
@@ -479,9 +516,13 @@ fn render(explanation: &Explanation) -> String {
             out += "\n";
             let mut rows = table(&["  NODE", "L2", "BGP"]);
             for node in &address.nodes {
+                let l2 = node.l2.short();
                 rows.add_row([
                     format!("  {}", node.node),
-                    node.l2.short(),
+                    match node.rank {
+                        Some(rank) => format!("{l2}, rank {rank}"),
+                        None => l2,
+                    },
                     node.bgp.short(),
                 ]);
                 for outcome in [&node.l2, &node.bgp] {
@@ -492,6 +533,9 @@ fn render(explanation: &Explanation) -> String {
             }
             out += &text(&rows);
             out += "\n";
+            for change in &address.changes {
+                out += &format!("  {change}\n");
+            }
         }
         if !legend.is_empty() {
             out += "\n";
@@ -499,6 +543,12 @@ fn render(explanation: &Explanation) -> String {
                 out += &format!("{reason}: {sentence}\n");
             }
         }
+        out += "\n";
+    }
+    for heard in &explanation.segment {
+        out += &format!("{heard}\n");
+    }
+    if !explanation.segment.is_empty() {
         out += "\n";
     }
     for note in &explanation.notes {

@@ -26,6 +26,7 @@ use crate::apply::l2::L2;
 use crate::chances::Chances;
 use crate::cluster::PeerPassword;
 use crate::health_check::HealthChecks;
+use crate::history::History;
 use crate::plan::{self, Settings};
 use crate::routes::Routes;
 use crate::silence::Silence;
@@ -96,6 +97,7 @@ pub struct Core {
     invalid: BTreeMap<(Kind, String), String>,
     /// What the routing table says about sessions that are not up.
     hints: BTreeMap<String, &'static str>,
+    history: Arc<History>,
     silence: Silence,
     chances: Chances,
     /// The second chances in force.
@@ -128,6 +130,7 @@ impl Core {
             forwarding_error: None,
             invalid: BTreeMap::new(),
             hints: BTreeMap::new(),
+            history: Arc::default(),
             silence: Silence::default(),
             chances: Chances::default(),
             given: BTreeMap::new(),
@@ -493,6 +496,7 @@ impl Core {
             bfd: self.bfd.show().await,
             hints: self.hints.clone(),
             segment: segment.unwrap_or_default(),
+            history: Arc::clone(&self.history),
         };
         self.edges.view.send_replace(view);
     }

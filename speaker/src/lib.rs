@@ -23,6 +23,7 @@ pub mod cluster;
 pub mod convert;
 pub mod core;
 pub mod health_check;
+pub mod history;
 pub mod netfilter;
 pub mod plan;
 pub mod routes;

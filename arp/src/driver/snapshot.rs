@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::Driver;
 use super::port::Port;
+use crate::links::Interface;
 use crate::time::Instant;
 use crate::types::{AddressState, InterfaceState, Snapshot, State};
 
@@ -24,12 +25,8 @@ impl Driver {
             }
         }
         let interface = |port: &Port| InterfaceState {
-            name: port.interface.name.clone(),
-            index: port.interface.index,
-            mac: port.interface.mac,
-            carrier: port.interface.carrier,
-            addresses: port.interface.addresses.iter().copied().collect(),
             peers: port.segment.peers(now),
+            ..waiting(&port.interface)
         };
         Snapshot {
             addresses: self
@@ -40,7 +37,9 @@ impl Driver {
             interfaces: self
                 .ports
                 .values()
-                .map(|port| (port.interface.name.clone(), interface(port)))
+                .map(interface)
+                .chain(self.interfaces.iter().filter(|_| self.standby).map(waiting))
+                .map(|interface| (interface.name.clone(), interface))
                 .collect(),
             counters,
         }
@@ -58,6 +57,7 @@ impl Driver {
         let mut views: Vec<_> = views.collect();
         views.sort_by_key(|view| view.state);
         let foreign = views.iter().find_map(|view| view.foreign);
+        let filtered = views.iter().find_map(|view| view.filtered.clone());
         let owner = views.iter().rev().find_map(|view| view.owner.clone());
         let best = views.pop();
         let since = best
@@ -71,7 +71,20 @@ impl Driver {
             since: wall.checked_sub(since).unwrap_or(wall),
             cause: best.as_ref().and_then(|view| view.cause),
             foreign,
+            filtered,
             interfaces: ports().map(|port| port.interface.name.clone()).collect(),
         }
+    }
+}
+
+/// An interface that nothing is heard on.
+fn waiting(interface: &Interface) -> InterfaceState {
+    InterfaceState {
+        name: interface.name.clone(),
+        index: interface.index,
+        mac: interface.mac,
+        carrier: interface.carrier,
+        addresses: interface.addresses.iter().copied().collect(),
+        peers: Vec::new(),
     }
 }

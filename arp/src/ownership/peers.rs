@@ -60,9 +60,10 @@ pub(super) struct Peer {
     pub(super) holdings: Holdings,
     /// When it was last asked: for its list, or whether it lives.
     pub(super) asked: Option<Instant>,
-    /// It spoke when asked, though its HELLOs do not come; when that was told.
+    /// It speaks, but no HELLO of it came since it was silent.
+    pub(super) mute: bool,
+    /// It spoke when asked, though its HELLOs do not come.
     pub(super) filtered: bool,
-    pub(super) filtered_told: Option<Instant>,
     /// It said that it leaves, and was not heard since.
     pub(super) left: bool,
 }
@@ -96,9 +97,6 @@ pub(super) enum Refused {
 
 /// More nodes than any segment has.
 const MOST: usize = 4096;
-
-/// How often it is told that a peer's HELLOs are filtered.
-const TELL_FILTERED: Duration = Duration::from_secs(60);
 
 /// All of them.
 #[derive(Clone, Debug, Default)]
@@ -136,22 +134,18 @@ impl Peers {
             .map(|(mac, _)| mac)
     }
 
-    /// Notes that a peer spoke when asked, and whether its HELLO came.
-    pub(super) fn filtered(&mut self, mac: MacAddr, filtered: bool) {
-        if let Some(peer) = self.stations.get_mut(&mac) {
-            peer.filtered = filtered;
-        }
+    /// Notes that a peer spoke when asked, or that its HELLO came; whether that
+    /// is news.
+    pub(super) fn filtered(&mut self, mac: MacAddr, filtered: bool) -> bool {
+        let Some(peer) = self.stations.get_mut(&mac) else {
+            return false;
+        };
+        std::mem::replace(&mut peer.filtered, filtered) != filtered
     }
 
-    /// The node whose HELLOs are filtered, if that was not told lately.
-    pub(super) fn tell_filtered(&mut self, mac: MacAddr, now: Instant) -> Option<String> {
-        let peer = self.stations.get_mut(&mac)?;
-        let lately = |at: Instant| now.since(at) < TELL_FILTERED;
-        if peer.filtered_told.is_some_and(lately) {
-            return None;
-        }
-        peer.filtered_told = Some(now);
-        Some(peer.node.to_string())
+    /// Whether the HELLOs of any are filtered.
+    pub(super) fn any_filtered(&self) -> bool {
+        self.stations.values().any(|peer| peer.filtered)
     }
 
     pub(super) fn candidates(&self) -> &BTreeSet<Arc<str>> {
@@ -211,8 +205,8 @@ impl Peers {
             deaf: false,
             holdings: Holdings::default(),
             asked: None,
+            mute: false,
             filtered: false,
-            filtered_told: None,
             left: false,
         });
         if *peer.node != *node {
@@ -258,7 +252,15 @@ impl Peers {
         held
     }
 
-    /// Marks a station silent; the addresses that it held.
+    /// Notes whether what came of a silent peer was its HELLO.
+    pub(super) fn mute(&mut self, mac: MacAddr, mute: bool) {
+        if let Some(peer) = self.stations.get_mut(&mac) {
+            peer.mute = mute;
+        }
+    }
+
+    /// Marks a station silent; the addresses that it held. If it spoke for the
+    /// dead time without a HELLO, its HELLOs are filtered.
     pub(super) fn bury(&mut self, mac: MacAddr) -> Vec<IpAddr> {
         let Some(peer) = self.stations.get_mut(&mac) else {
             return Vec::new();
@@ -267,6 +269,7 @@ impl Peers {
             return Vec::new();
         }
         peer.live = false;
+        peer.filtered |= std::mem::take(&mut peer.mute);
         let held: Vec<IpAddr> = peer.holdings.entries.keys().copied().collect();
         for address in &held {
             Self::forget(&mut self.holders, *address, mac);
@@ -286,15 +289,19 @@ impl Peers {
 
     /// Nodes that are heard now and were not told to be, and, if this node
     /// `hears`, those that fell silent. A node is heard if any of its stations
-    /// is.
-    pub(super) fn news(&mut self, hears: bool) -> Vec<(Arc<str>, bool)> {
+    /// is. Of `filtered` ones only the HELLO is missing: they are not silent.
+    pub(super) fn news(
+        &mut self,
+        hears: bool,
+        filtered: &BTreeSet<MacAddr>,
+    ) -> Vec<(Arc<str>, bool)> {
         let mut now: BTreeMap<&Arc<str>, Option<bool>> = BTreeMap::new();
-        for peer in self.stations.values() {
+        for (mac, peer) in &self.stations {
             let heard = peer.live && !peer.deaf;
             let is = now.entry(&peer.node).or_default();
             if heard {
                 *is = Some(true);
-            } else if hears && !peer.left {
+            } else if hears && !peer.left && !filtered.contains(mac) {
                 is.get_or_insert(false);
             }
         }

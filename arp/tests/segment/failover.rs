@@ -213,7 +213,10 @@ fn go_on(vip: IpAddr) {
     });
     next.assign(vip, told);
     // It is on standby: the one that it waits for still is the speaker.
-    assert_eq!(next.snapshot().interfaces.len(), 0);
+    let snapshot = next.snapshot();
+    assert!(
+        snapshot.interfaces.contains_key("eth1") && snapshot.addresses[&vip].state == State::Idle
+    );
     assert_eq!(next.bequeath(Duration::from_millis(200)), None);
     let before = std::mem::replace(&mut lab.nodes[0].handle, next);
     lab.nodes[0].events = events;

@@ -86,6 +86,79 @@ fn the_owner_announces_and_each_other_node_has_its_reason() {
 }
 
 #[test]
+fn the_segment_is_told_rank_hearing_and_what_happened() {
+    let text = render(&ask(DUMP, "192.0.2.10"));
+    for line in [
+        "  2026-01-01T00:00:02.000Z n2 does not claim it (n4 answers, but its HELLO does not come) on eth0",
+        "  2026-01-01T00:00:01.250Z n1 owns it (OwnerSilent, after n2) on eth0",
+        "  2025-12-31T23:59:00.000Z n2 lost it (LinkChange) on eth0",
+        "n1 holds 1 address and is heard by all others on the segment",
+        "n2 holds 3 addresses and is heard by all others on the segment",
+        "n4 holds 0 addresses and is heard on the segment by n2, not by n1",
+    ] {
+        assert!(
+            text.lines().any(|l| l == line),
+            "{line:?} is missing in:\n{text}"
+        );
+    }
+    assert!(text.contains("Standby, rank 1"), "{text}");
+    assert!(!text.contains("FirstClaim"), "of another address:\n{text}");
+    // Nobody hears n1 any more.
+    let alone = DUMP.replace(
+        "{ node: n1, interface: eth0, holds: 1 }",
+        "{ node: n4, interface: eth1, holds: 2 }",
+    );
+    assert_ne!(alone, DUMP);
+    let text = render(&ask(&alone, "192.0.2.10"));
+    for line in [
+        "n1 is heard by no other node on the segment",
+        "n4 holds 2 addresses and is heard on the segment by n2, not by n1",
+    ] {
+        assert!(
+            text.lines().any(|l| l == line),
+            "{line:?} is missing in:\n{text}"
+        );
+    }
+}
+
+#[test]
+fn the_rank_is_that_of_the_order_or_what_the_speaker_says_while_it_counts() {
+    let ranks = |dump: &str| -> Vec<Option<u32>> {
+        let explanation = ask(dump, "svc/web");
+        let nodes = &explanation.services[0].addresses[0].nodes;
+        nodes.iter().map(|node| node.rank).collect()
+    };
+    // n1 owns it, n3 is excluded.
+    assert_eq!(ranks(DUMP), [None, Some(1), None]);
+    let included = DUMP.replace(
+        "      labels: { node.kubernetes.io/exclude-from-external-load-balancers: \"\" }\n",
+        "",
+    );
+    assert_ne!(included, DUMP);
+    // No speaker reports from n3.
+    assert_eq!(ranks(&included), [None, Some(1), None]);
+    let status = "{ apiVersion: bellrock.dev/v1beta1, kind: SpeakerStatus, metadata: { name: n3 }, status: { node: n3 } }";
+    let three = format!("{included}\n---\n{status}\n");
+    assert_eq!(ranks(&three), [None, Some(1), Some(2)]);
+    let reversed = three.replace("successors: [n2, n3]", "successors: [n3, n2]");
+    assert_eq!(ranks(&reversed), [None, Some(2), Some(1)]);
+    let waits = three.replacen(
+        "status: { node: n3 }",
+        "status: { node: n3, addresses: [{ address: 192.0.2.10, state: Wait, epoch: 7, rank: 3 }] }",
+        1,
+    );
+    assert_eq!(ranks(&waits), [None, Some(1), Some(3)]);
+}
+
+#[test]
+fn where_no_advertisement_puts_an_address_on_the_segment_nothing_is_told_of_it() {
+    let routed = DUMP.replace("kind: L2Advertisement", "kind: Other");
+    let explanation = ask(&routed, "svc/web");
+    assert_eq!(reasons(&explanation)[0].1, "NoAdvertisement");
+    assert_eq!(explanation.segment, []);
+}
+
+#[test]
 fn policy_local_names_the_nodes_without_endpoint() {
     let local = DUMP.replace(
         "externalTrafficPolicy: Cluster",
@@ -103,6 +176,10 @@ fn what_only_the_speaker_knows_comes_from_its_status() {
     let held = DUMP.replace("reason: Placeholder", "reason: HeldByForeignHost");
     let explanation = ask(&held, "svc/web");
     assert_eq!(reasons(&explanation)[1].1, "HeldByForeignHost");
+    let filtered = DUMP.replace("reason: Placeholder", "reason: HelloFiltered");
+    let explanation = ask(&filtered, "svc/web");
+    assert_eq!(reasons(&explanation)[1].1, "HelloFiltered");
+    assert!(render(&explanation).contains(AnnouncementReason::HelloFiltered.sentence()));
     let silent = DUMP.replace("kind: SpeakerStatus", "kind: Other");
     assert_eq!(reasons(&ask(&silent, "svc/web"))[0].1, "SpeakerSilent");
 }

@@ -111,10 +111,7 @@ impl History {
         let Some(act) = act else { return };
         let placed = !matches!(
             act,
-            Act::ServiceGone(..)
-                | Act::VipGone(_)
-                | Act::VipPerhaps(..)
-                | Act::ServicePerhaps(..)
+            Act::ServiceGone(..) | Act::VipGone(_) | Act::VipPerhaps(..) | Act::ServicePerhaps(..)
         );
         let version = entry.response["metadata"]["resourceVersion"].as_str();
         self.drafts.push(Draft {

@@ -1,9 +1,11 @@
 //! What the loop does when the segment tells of nodes and addresses.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use anyhow::Result;
 use bellrock_arp::Event;
+use k8s_openapi::jiff::Timestamp;
 
 use super::Core;
 
@@ -16,6 +18,7 @@ impl Core {
         let now = self.started.elapsed();
         self.silence.take(&event, now);
         self.chances.take(&event, now);
+        Arc::make_mut(&mut self.history).take(&event, Timestamp::now());
         self.edges.recorder.ownership(self.turn.cluster(), event);
         self.stale = true;
     }

@@ -1,6 +1,6 @@
 //! The picture as OpenMetrics text.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use bellrock_api::NodeReason;
@@ -15,6 +15,12 @@ use super::View;
 use crate::plan::Way;
 
 type Labels = Vec<(String, String)>;
+
+/// Every state of an address.
+const STATES: [bellrock_arp::State; 7] = {
+    use bellrock_arp::State::{Blocked, Deaf, Give, Idle, Own, Probe, Wait};
+    [Idle, Blocked, Wait, Probe, Deaf, Give, Own]
+};
 
 impl View {
     /// Every metric of the speaker.
@@ -80,6 +86,8 @@ impl View {
         self.register_sessions(&mut registry);
         self.register_bfd(&mut registry);
 
+        self.register_segment(&mut registry);
+
         let frames = Family::<Labels, Counter>::default();
         for (name, count) in &self.segment.counters {
             let labels = vec![("kind".to_owned(), name.clone())];
@@ -94,6 +102,73 @@ impl View {
         let mut text = String::new();
         encode(&mut text, &registry)?;
         Ok(text)
+    }
+
+    fn register_segment(&self, registry: &mut Registry) {
+        let states = Family::<Labels, Gauge>::default();
+        for state in STATES {
+            let found = self.segment.addresses.values();
+            let found = found.filter(|address| address.state == state).count();
+            let labels = vec![("state".to_owned(), state.to_string().to_lowercase())];
+            states.get_or_create(&labels).set(number(found));
+        }
+        registry.register(
+            "l2_addresses",
+            "Addresses of the segments by where this node stands; it answers in own, give and deaf",
+            states,
+        );
+
+        let changes = Family::<Labels, Counter>::default();
+        for ((change, cause), count) in self.history.changes() {
+            let labels = vec![
+                ("change".to_owned(), change.as_str().to_owned()),
+                ("cause".to_owned(), cause.as_str().to_owned()),
+            ];
+            changes.get_or_create(&labels).inc_by(*count);
+        }
+        registry.register(
+            "l2_ownership_changes",
+            "Addresses that this node began (owned) or ceased (lost) to answer for, by cause",
+            changes,
+        );
+
+        let peers = Family::<Labels, Gauge>::default();
+        for (interface, state) in &self.segment.interfaces {
+            let nodes: BTreeSet<&str> = state.peers.iter().map(|p| p.node.as_str()).collect();
+            let labels = vec![("interface".to_owned(), interface.clone())];
+            peers.get_or_create(&labels).set(number(nodes.len()));
+        }
+        registry.register("l2_peers", "Nodes that are heard on the segment", peers);
+
+        let sums = [
+            (
+                "l2_peers_silent",
+                "How often a node fell silent on the segment",
+                self.history.peers_silent(),
+            ),
+            (
+                "l2_hello_filtered",
+                "How often it began that a node answers for an address while its HELLO does not come",
+                self.history.hello_filtered(),
+            ),
+            (
+                "l2_foreign_claims",
+                "Reports of hosts that are none of ours and use an address of ours",
+                self.history.foreign_claims(),
+            ),
+        ];
+        for (name, help, counts) in sums {
+            let family = Family::<Labels, Counter>::default();
+            // Those that are served begin at 0.
+            let served = self.segment.interfaces.keys();
+            let interfaces: BTreeSet<&String> = served.chain(counts.keys()).collect();
+            for interface in interfaces {
+                let labels = vec![("interface".to_owned(), interface.clone())];
+                let count = counts.get(interface).copied().unwrap_or_default();
+                family.get_or_create(&labels).inc_by(count);
+            }
+            registry.register(name, help, family);
+        }
     }
 
     fn register_sessions(&self, registry: &mut Registry) {
@@ -218,14 +293,18 @@ fn number(count: usize) -> i64 {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::sync::Arc;
     use std::time::SystemTime;
 
     use bellrock_api::reason::AnnouncementReason as Reason;
+    use bellrock_arp::{Cause, Event, MacAddr};
     use bellrock_bgp::{MessageCounts, Refusal};
     use bellrock_e2e::metrics::{documented, rows};
     use bellrock_forward::ServiceKey;
+    use k8s_openapi::jiff::Timestamp;
 
     use super::*;
+    use crate::history::History;
     use crate::plan::Verdict;
 
     /// One of everything.
@@ -285,7 +364,120 @@ mod tests {
             ..bellrock_bfd::Snapshot::default()
         });
         view.segment.counters.insert("arp_reply".to_owned(), 5);
+        view.segment = segment(view.segment);
+        view.history = Arc::new(history());
         view
+    }
+
+    /// Two stations of one node, and one of another.
+    fn segment(mut segment: bellrock_arp::Snapshot) -> bellrock_arp::Snapshot {
+        let peer = |node: &str, last| bellrock_arp::PeerState {
+            node: node.to_owned(),
+            mac: MacAddr(2, 0, 0, 0, 0, last),
+            heard: std::time::Duration::ZERO,
+            holds: 1,
+        };
+        let interface = bellrock_arp::InterfaceState {
+            name: "eth0".to_owned(),
+            index: 2,
+            mac: MacAddr(2, 0, 0, 0, 0, 1),
+            carrier: true,
+            addresses: Vec::new(),
+            peers: vec![peer("n2", 2), peer("n2", 3), peer("n3", 4)],
+        };
+        segment.interfaces.insert("eth0".to_owned(), interface);
+        for (last, state) in [
+            (1, bellrock_arp::State::Own),
+            (2, bellrock_arp::State::Own),
+            (3, bellrock_arp::State::Deaf),
+        ] {
+            let address = bellrock_arp::AddressState {
+                state,
+                epoch: 1,
+                owner: None,
+                rank: None,
+                since: SystemTime::UNIX_EPOCH,
+                cause: None,
+                foreign: None,
+                filtered: None,
+                interfaces: Vec::new(),
+            };
+            segment.addresses.insert([192, 0, 2, last].into(), address);
+        }
+        segment
+    }
+
+    fn history() -> History {
+        let mut history = History::default();
+        let address = [192, 0, 2, 1].into();
+        let interface = || "eth0".to_owned();
+        let mac = MacAddr(2, 0, 0, 0, 0, 9);
+        let node = || "n3".to_owned();
+        let (cause, interface_gone) = (Cause::OwnerSilent, "eth7".to_owned());
+        let events = [
+            Event::Owned {
+                address,
+                epoch: 1,
+                cause,
+                from: None,
+                interface: interface(),
+            },
+            Event::Lost {
+                address,
+                cause: Cause::HandedOver,
+                to: None,
+                interface: interface(),
+            },
+            Event::Blocked {
+                address,
+                mac,
+                interface: interface(),
+            },
+            Event::ForeignClaim {
+                address,
+                mac,
+                interface: interface(),
+            },
+            Event::HelloFiltered {
+                address,
+                node: node(),
+                interface: interface(),
+            },
+            Event::PeerSilent {
+                node: node(),
+                interface: interface_gone,
+            },
+        ];
+        for event in &events {
+            history.take(event, Timestamp::UNIX_EPOCH);
+        }
+        history
+    }
+
+    #[test]
+    fn the_segment_is_counted_by_interface_and_cause_and_names_no_address() {
+        let text = view().metrics().unwrap();
+        for line in [
+            r#"bellrock_speaker_l2_addresses{state="own"} 2"#,
+            r#"bellrock_speaker_l2_addresses{state="deaf"} 1"#,
+            r#"bellrock_speaker_l2_addresses{state="blocked"} 0"#,
+            r#"bellrock_speaker_l2_ownership_changes_total{change="owned",cause="OwnerSilent"} 1"#,
+            r#"bellrock_speaker_l2_ownership_changes_total{change="lost",cause="HandedOver"} 1"#,
+            r#"bellrock_speaker_l2_foreign_claims_total{interface="eth0"} 2"#,
+            r#"bellrock_speaker_l2_hello_filtered_total{interface="eth0"} 1"#,
+            r#"bellrock_speaker_l2_peers{interface="eth0"} 2"#,
+            r#"bellrock_speaker_l2_peers_silent_total{interface="eth0"} 0"#,
+            r#"bellrock_speaker_l2_peers_silent_total{interface="eth7"} 1"#,
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} in\n{text}");
+        }
+        for unbounded in ["02:00:00:00:00:09", "192.0.2.1\"", "n3"] {
+            let of_segment = text.lines().filter(|line| line.contains("_l2_"));
+            assert!(
+                !of_segment.collect::<String>().contains(unbounded),
+                "{text}"
+            );
+        }
     }
 
     #[test]

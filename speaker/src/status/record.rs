@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bellrock_api::VirtualIP;
+use bellrock_api::{AnnouncementReason as Reason, VirtualIP};
 use bellrock_arp::Event;
 use bellrock_forward::ServiceKey;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -29,12 +29,13 @@ use crate::watch::Kind;
 
 /// Time between a failed write and the next try.
 const RETRY: Duration = Duration::from_secs(2);
-/// Events of other objects that wait to be written; more are dropped.
+/// Warnings that wait to be published; more are dropped.
 const MOST_TOLD: usize = 256;
 
 /// Takes ownership events in without waiting.
 #[derive(Debug, Clone)]
 pub struct Recorder {
+    node: Arc<str>,
     shared: Arc<Shared>,
 }
 
@@ -50,6 +51,8 @@ struct Queue {
     turns: VecDeque<IpAddr>,
     pending: BTreeMap<IpAddr, Pending>,
     told: VecDeque<Told>,
+    /// Whether the last turn was a warning's.
+    tells: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -64,20 +67,17 @@ enum What {
         epoch: u64,
         since: Timestamp,
         cause: String,
+        from: Option<String>,
     },
     /// Nobody is known to hold it now.
-    Given {
-        cause: String,
-    },
-    Foreign {
-        mac: String,
-    },
+    Given { cause: String },
 }
 
-/// An Event on an object of ours.
-#[derive(Debug, Clone)]
+/// A warning on an object.
+#[derive(Debug, Clone, PartialEq)]
 struct Told {
     object: ObjectReference,
+    reason: &'static str,
     note: String,
 }
 
@@ -96,7 +96,10 @@ impl Recorder {
     ) -> Self {
         let shared = Arc::new(Shared::default());
         tasks.spawn(write_all(shared.clone(), client, node.to_owned(), stop));
-        Self { shared }
+        Self {
+            node: node.into(),
+            shared,
+        }
     }
 
     /// Notes what happened to an address on the segment.
@@ -118,6 +121,7 @@ impl Recorder {
                         epoch,
                         since,
                         cause: cause.to_string(),
+                        from,
                     },
                 );
             }
@@ -151,13 +155,9 @@ impl Recorder {
                 interface,
             } => {
                 tracing::warn!(%address, %mac, interface, "a foreign host holds the address");
-                self.note(
-                    cluster,
-                    address,
-                    What::Foreign {
-                        mac: mac.to_string(),
-                    },
-                );
+                self.warn(cluster, address, Reason::HeldByForeignHost, |node| {
+                    format!("node {node}: {mac} answers for {address} and is no speaker of ours")
+                });
             }
             Event::HelloFiltered {
                 address,
@@ -166,8 +166,15 @@ impl Recorder {
             } => {
                 tracing::warn!(
                     %address, node, interface,
+                    reason = Reason::HelloFiltered.as_str(),
                     "another node answers, but its HELLO does not come: frames to groups are filtered on the way"
                 );
+                self.warn(cluster, address, Reason::HelloFiltered, |me| {
+                    format!(
+                        "node {me}: {node} answers for {address}, but its HELLO does not come on \
+                         {interface}: frames to groups are filtered on the way"
+                    )
+                });
             }
             Event::PeerHeard { node, interface } => {
                 tracing::info!(node, interface, "a node is heard on the segment");
@@ -193,19 +200,42 @@ impl Recorder {
             name: Some(name.to_owned()),
             ..ObjectReference::default()
         };
+        self.tell(Told {
+            object,
+            reason: "ConfigurationRefused",
+            note,
+        });
+    }
+
+    /// Tells the Services of an address why it is not claimed, or in danger.
+    fn warn(
+        &self,
+        cluster: &Cluster,
+        address: IpAddr,
+        reason: Reason,
+        note: impl FnOnce(&str) -> String,
+    ) {
+        let note = note(&self.node);
+        for service in services(cluster, address) {
+            self.tell(Told {
+                object: reference(&service),
+                reason: reason.as_str(),
+                note: note.clone(),
+            });
+        }
+    }
+
+    fn tell(&self, told: Told) {
         let mut queue = self.shared.lock();
         if queue.told.len() < MOST_TOLD {
-            queue.told.push_back(Told { object, note });
+            queue.told.push_back(told);
         }
         drop(queue);
         self.shared.changed.notify_one();
     }
 
     fn note(&self, cluster: &Cluster, address: IpAddr, what: What) {
-        let vip = cluster.virtual_ips.get(&address);
-        let services = vip
-            .map(|vip| vip.claims.iter().cloned().collect())
-            .unwrap_or_default();
+        let services = services(cluster, address);
         self.shared.lock().push(address, Pending { services, what });
         self.shared.changed.notify_one();
     }
@@ -242,6 +272,13 @@ impl Queue {
     }
 
     fn next(&mut self) -> Option<Work> {
+        // In turns: an address that cannot be written holds up no warning.
+        self.tells = !self.tells;
+        if self.tells
+            && let Some(told) = self.told.pop_front()
+        {
+            return Some(Work::Tell(told));
+        }
         while let Some(address) = self.turns.pop_front() {
             if let Some(pending) = self.pending.remove(&address) {
                 return Some(Work::Address(address, pending));
@@ -261,15 +298,12 @@ async fn write_all(shared: Arc<Shared>, client: Client, node: String, stop: Canc
     loop {
         let (address, pending) = match shared.next() {
             Some(Work::Address(address, pending)) => (address, pending),
-            Some(Work::Tell(Told { object, note })) => {
-                publish(
-                    &events,
-                    &object,
-                    EventType::Warning,
-                    "ConfigurationRefused",
-                    note,
-                )
-                .await;
+            Some(Work::Tell(Told {
+                object,
+                reason,
+                note,
+            })) => {
+                publish(&events, &object, EventType::Warning, reason, note).await;
                 continue;
             }
             None => tokio::select! {
@@ -301,11 +335,11 @@ async fn write(
 ) -> Result<(), kube::Error> {
     let name = bellrock_api::virtual_ip_name(address);
     match what {
-        What::Foreign { .. } => Ok(()),
         What::Owned {
             epoch,
             since,
             cause,
+            ..
         } => {
             let epoch = i64::try_from(*epoch).unwrap_or(i64::MAX);
             let since = since.to_string();
@@ -346,32 +380,44 @@ async fn write(
 }
 
 async fn tell(events: &events::Recorder, node: &str, address: IpAddr, pending: &Pending) {
-    let (type_, reason, note) = match &pending.what {
-        What::Owned { cause, .. } => (
-            EventType::Normal,
-            "AddressOwned",
-            format!("node {node} answers for {address} on the segment: {cause}"),
-        ),
+    let (reason, note) = words(node, address, &pending.what);
+    for service in &pending.services {
+        let object = reference(service);
+        publish(events, &object, EventType::Normal, reason, note.clone()).await;
+    }
+}
+
+/// A change of ownership, as its Event tells it.
+fn words(node: &str, address: IpAddr, what: &What) -> (&'static str, String) {
+    match what {
+        What::Owned { cause, from, .. } => {
+            let after = from.as_ref().map(|from| format!(" after {from}"));
+            let after = after.unwrap_or_default();
+            (
+                "AddressOwned",
+                format!("node {node} answers for {address} on the segment{after}: {cause}"),
+            )
+        }
         What::Given { cause } => (
-            EventType::Normal,
             "AddressReleased",
             format!("node {node} answers for {address} no longer: {cause}"),
         ),
-        What::Foreign { mac } => (
-            EventType::Warning,
-            bellrock_api::AnnouncementReason::HeldByForeignHost.as_str(),
-            format!("node {node}: {mac} answers for {address} and is no speaker of ours"),
-        ),
-    };
-    for service in &pending.services {
-        let object = ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Service".to_owned()),
-            namespace: Some(service.namespace.clone()),
-            name: Some(service.name.clone()),
-            ..ObjectReference::default()
-        };
-        publish(events, &object, type_, reason, note.clone()).await;
+    }
+}
+
+fn services(cluster: &Cluster, address: IpAddr) -> Vec<ServiceKey> {
+    let vip = cluster.virtual_ips.get(&address);
+    vip.map(|vip| vip.claims.iter().cloned().collect())
+        .unwrap_or_default()
+}
+
+fn reference(service: &ServiceKey) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Service".to_owned()),
+        namespace: Some(service.namespace.clone()),
+        name: Some(service.name.clone()),
+        ..ObjectReference::default()
     }
 }
 
@@ -397,12 +443,14 @@ async fn publish(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::VirtualIp;
 
     fn pending(epoch: u64) -> Pending {
         let what = What::Owned {
             epoch,
             since: Timestamp::UNIX_EPOCH,
             cause: String::new(),
+            from: None,
         };
         Pending {
             services: Vec::new(),
@@ -449,5 +497,126 @@ mod tests {
         shared.lock().push(b, pending(4));
         shared.lock().forget(b);
         assert_eq!(next(&shared), None);
+    }
+
+    fn recorder() -> Recorder {
+        Recorder {
+            node: "n1".into(),
+            shared: Arc::default(),
+        }
+    }
+
+    /// An address that two Services share.
+    fn cluster(address: IpAddr) -> Cluster {
+        let mut cluster = Cluster::default();
+        let claims = ["api", "web"].map(|name| ServiceKey::new("default", name));
+        let vip = VirtualIp {
+            pool: None,
+            claims: claims.into(),
+            desired: None,
+            successors: Vec::new(),
+            created: 0,
+            recorded: None,
+        };
+        cluster.virtual_ips.insert(address, vip);
+        cluster
+    }
+
+    #[test]
+    fn a_warning_reaches_every_service_and_takes_no_record_away() {
+        let (recorder, address) = (recorder(), "192.0.2.1".parse().unwrap());
+        let cluster = cluster(address);
+        let interface = "eth0".to_owned();
+        recorder.ownership(
+            &cluster,
+            Event::Owned {
+                address,
+                epoch: 7,
+                cause: bellrock_arp::Cause::OwnerSilent,
+                from: Some("n2".to_owned()),
+                interface: interface.clone(),
+            },
+        );
+        recorder.ownership(
+            &cluster,
+            Event::HelloFiltered {
+                address,
+                node: "n3".to_owned(),
+                interface: interface.clone(),
+            },
+        );
+        recorder.ownership(
+            &cluster,
+            Event::ForeignClaim {
+                address,
+                mac: bellrock_arp::MacAddr(2, 0, 0, 0, 0, 9),
+                interface,
+            },
+        );
+        let (mut told, mut written) = (Vec::new(), Vec::new());
+        while let Some(work) = recorder.shared.next() {
+            match work {
+                Work::Tell(Told {
+                    object,
+                    reason,
+                    note,
+                }) => {
+                    let name = object.name.unwrap();
+                    told.push(format!("{name} {reason}: {note}"));
+                }
+                Work::Address(address, Pending { services, what }) => {
+                    let (reason, note) = words("n1", address, &what);
+                    written.push(format!("{} {reason}: {note}", services.len()));
+                }
+            }
+        }
+        let filtered = "HelloFiltered: node n1: n3 answers for 192.0.2.1, but its HELLO does not \
+                        come on eth0: frames to groups are filtered on the way";
+        let foreign = "HeldByForeignHost: node n1: 02:00:00:00:00:09 answers for 192.0.2.1 and is \
+                       no speaker of ours";
+        assert_eq!(
+            told,
+            [
+                format!("api {filtered}"),
+                format!("web {filtered}"),
+                format!("api {foreign}"),
+                format!("web {foreign}"),
+            ]
+        );
+        assert_eq!(
+            written,
+            ["2 AddressOwned: node n1 answers for 192.0.2.1 on the segment after n2: OwnerSilent"]
+        );
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_written_holds_up_no_warning() {
+        let recorder = recorder();
+        let address = "192.0.2.1".parse().unwrap();
+        recorder.shared.lock().push(address, pending(1));
+        recorder.invalid(Kind::Pool, "bellrock-system/main", "why".to_owned());
+        for _ in 0..2 {
+            match recorder.shared.next().unwrap() {
+                Work::Tell(told) => {
+                    assert_eq!(told.reason, "ConfigurationRefused");
+                    return;
+                }
+                Work::Address(address, pending) => recorder.shared.put_back(address, pending),
+            }
+        }
+        unreachable!("the warning has no turn");
+    }
+
+    #[test]
+    fn of_warnings_that_wait_some_are_dropped_and_no_record() {
+        let (recorder, address) = (recorder(), "192.0.2.1".parse().unwrap());
+        let cluster = cluster(address);
+        for _ in 0..MOST_TOLD {
+            recorder.warn(&cluster, address, Reason::HelloFiltered, str::to_owned);
+        }
+        recorder.shared.lock().push(address, pending(1));
+        let queue = recorder.shared.lock();
+        assert_eq!(queue.told.len(), MOST_TOLD);
+        assert_eq!(queue.pending.len(), 1);
     }
 }

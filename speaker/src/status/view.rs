@@ -2,17 +2,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bellrock_api::NodeReason;
 use bellrock_api::reason::AnnouncementReason as Reason;
 use bellrock_api::speaker_status as api;
-use bellrock_arp::State;
+use bellrock_arp::{Event, State};
 use bellrock_bgp::PeerStatus;
 use bellrock_bgp::message::Family;
 use bellrock_forward::ServiceKey;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use crate::history::{History, Transition};
 use crate::plan::{Verdict, Way};
 use crate::watch::Kind;
 
@@ -49,6 +51,8 @@ pub struct View {
     pub hints: BTreeMap<String, &'static str>,
     /// The segment.
     pub segment: bellrock_arp::Snapshot,
+    /// What happened there.
+    pub history: Arc<History>,
 }
 
 impl View {
@@ -114,9 +118,13 @@ impl View {
             }
             Way::L2 => {
                 let address = verdict.address.and_then(|a| self.segment.addresses.get(&a));
+                let filtered = address.is_some_and(|address| address.filtered.is_some());
                 match address.map(|address| address.state) {
                     None => Reason::NoInterface,
                     Some(State::Own | State::Deaf | State::Give) => Reason::Announced,
+                    Some(State::Idle | State::Wait | State::Probe) if filtered => {
+                        Reason::HelloFiltered
+                    }
                     Some(State::Idle) => Reason::Standby,
                     Some(State::Wait | State::Probe) => Reason::Verifying,
                     Some(State::Blocked) => Reason::HeldByForeignHost,
@@ -157,8 +165,12 @@ impl View {
                 address: address.to_string(),
                 state: address_state(state.state),
                 epoch: i64::try_from(state.epoch).unwrap_or(i64::MAX),
+                rank: state.rank.map(count),
             });
         (status.addresses, status.addresses_omitted) = first(addresses, api::MAX_ADDRESSES);
+        (status.peers, status.peers_omitted) = self.peers();
+        let latest = self.history.latest(api::MAX_TRANSITIONS);
+        status.transitions = latest.into_iter().filter_map(transition).collect();
         // First what only this speaker knows: it must not be crowded out by
         // what anybody can work out from the objects.
         let refusals = self
@@ -197,6 +209,11 @@ impl View {
                 .address
                 .and_then(|address| self.segment.addresses.get(&address)?.foreign)
                 .map(|mac| format!("{mac} answers for it"))
+                .unwrap_or_default(),
+            Reason::HelloFiltered => verdict
+                .address
+                .and_then(|address| self.segment.addresses.get(&address)?.filtered.as_deref())
+                .map(|node| format!("{node} answers for it"))
                 .unwrap_or_default(),
             Reason::PeerInvalid => verdict
                 .peers
@@ -238,6 +255,26 @@ impl View {
                     .collect(),
             })
             .collect()
+    }
+
+    /// Who is heard where. A node may have several stations on a segment.
+    fn peers(&self) -> (Vec<api::SegmentPeer>, u32) {
+        let mut heard: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+        for interface in self.segment.interfaces.values() {
+            for peer in &interface.peers {
+                let holds = heard.entry((&peer.node, &interface.name)).or_default();
+                *holds = holds.saturating_add(peer.holds);
+            }
+        }
+        let peers = heard.into_iter().map(|((node, interface), holds)| {
+            let (node, interface) = (node.to_owned(), interface.to_owned());
+            api::SegmentPeer {
+                node,
+                interface,
+                holds: count(holds),
+            }
+        });
+        first(peers, api::MAX_PEERS)
     }
 
     fn sessions(&self) -> Vec<api::SessionStatus> {
@@ -310,6 +347,7 @@ pub fn only_here(reason: Reason) -> bool {
             | Reason::ForwardingRefused
             | Reason::NoInterface
             | Reason::HeldByForeignHost
+            | Reason::HelloFiltered
             | Reason::Verifying
             | Reason::SessionDown
             | Reason::PeerInvalid
@@ -342,6 +380,46 @@ fn time(at: std::time::SystemTime) -> Option<Time> {
     k8s_openapi::jiff::Timestamp::try_from(at).ok().map(Time)
 }
 
+fn transition(Transition { at, event }: &Transition) -> Option<api::Transition> {
+    let (change, cause, other, interface) = match event {
+        Event::Owned {
+            cause,
+            from,
+            interface,
+            ..
+        } => (api::Change::Owned, Some(cause), from.clone(), interface),
+        Event::Lost {
+            cause,
+            to,
+            interface,
+            ..
+        } => (api::Change::Lost, Some(cause), to.clone(), interface),
+        Event::Blocked { mac, interface, .. } => {
+            (api::Change::Blocked, None, Some(mac.to_string()), interface)
+        }
+        Event::Unblocked { interface, .. } => (api::Change::Unblocked, None, None, interface),
+        Event::ForeignClaim { mac, interface, .. } => {
+            let mac = Some(mac.to_string());
+            (api::Change::ForeignClaim, None, mac, interface)
+        }
+        Event::HelloFiltered {
+            node, interface, ..
+        } => {
+            let node = Some(node.clone());
+            (api::Change::HelloFiltered, None, node, interface)
+        }
+        Event::PeerHeard { .. } | Event::PeerSilent { .. } => return None,
+    };
+    Some(api::Transition {
+        address: event.address()?.to_string(),
+        time: Time(*at),
+        change,
+        cause: cause.map(ToString::to_string),
+        other,
+        interface: interface.clone(),
+    })
+}
+
 fn session_state(state: bellrock_bgp::State) -> api::SessionState {
     match state {
         bellrock_bgp::State::Idle => api::SessionState::Idle,
@@ -363,3 +441,6 @@ fn address_state(state: State) -> api::AddressState {
         State::Own | State::Deaf | State::Give => api::AddressState::Own,
     }
 }
+
+#[cfg(test)]
+mod tests;

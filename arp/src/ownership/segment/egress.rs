@@ -75,6 +75,7 @@ impl Segment {
             Action::Owned { cause, from } => {
                 let epoch = self.claim_of(address).unwrap_or_default();
                 self.count("claims");
+                self.not_filtered(address, now);
                 self.moved_here(address, cause, now);
                 let other = !from.is_empty() && from != self.config.node;
                 let from = other.then_some(from);

@@ -119,7 +119,8 @@ impl Segment {
     /// Tells who is heard and who is not, as far as that is news.
     pub(super) fn tell_peers(&mut self, now: Instant) {
         let hears = self.hears(now);
-        for (node, heard) in self.peers.news(hears) {
+        let filtered = self.filtered_peers();
+        for (node, heard) in self.peers.news(hears, &filtered) {
             let node = node.to_string();
             self.tell(|interface| match heard {
                 true => Event::PeerHeard { node, interface },

@@ -11,7 +11,7 @@ use super::{Output, Segment};
 use crate::MacAddr;
 use crate::frame::{self, Arp, Body, Entry, Ethernet, Message, Ndp};
 use crate::time::Instant;
-use crate::types::{Cause, Event};
+use crate::types::Cause;
 
 /// How much later others look at an address whose owner said that it is gone.
 const AFTER_REMOVAL: Duration = Duration::from_secs(2);
@@ -145,22 +145,6 @@ impl Segment {
         self.step(address, trigger, now);
     }
 
-    /// A peer whose HELLOs do not come answers for an address. It lives: it
-    /// spoke when it was asked.
-    fn filtered(&mut self, mac: MacAddr, address: IpAddr, now: Instant) {
-        self.count("hello_filtered");
-        if self.records.contains_key(&address)
-            && let Some(node) = self.peers.tell_filtered(mac, now)
-        {
-            self.tell(|interface| Event::HelloFiltered {
-                address,
-                node,
-                interface,
-            });
-        }
-        self.step(address, Trigger::PeerAnswer { mac }, now);
-    }
-
     fn message(&mut self, mac: MacAddr, message: Message, now: Instant) {
         if message.node == self.config.node {
             // Another interface of this node on the same segment, or another
@@ -189,17 +173,23 @@ impl Segment {
         }
         let was = self.peers.get(mac).map(|peer| (peer.live, peer.deaf));
         let silent = was.is_none_or(|(live, deaf)| !live || deaf);
+        if was.is_some_and(|(live, _)| !live) && heard == Heard::New {
+            self.peers.mute(mac, true);
+        }
         match message.body {
             Body::Hello { deaf, .. } => {
-                if !deaf {
-                    self.peers.filtered(mac, false);
+                self.peers.mute(mac, false);
+                if !deaf && self.peers.filtered(mac, false) {
+                    self.hello_comes(mac);
                 }
                 self.hears_again(now);
             }
             // It asks whether this node lives; that it lives itself, its HELLO
             // would say.
             Body::Sync if silent => return self.tell_all(mac),
-            Body::SyncAnswer { .. } if silent => self.peers.filtered(mac, true),
+            Body::SyncAnswer { .. } if silent => {
+                self.peers.filtered(mac, true);
+            }
             Body::Claim(_)
             | Body::Handover(_)
             | Body::Release { .. }
@@ -342,6 +332,9 @@ impl Segment {
             None => epoch > machine.base() && machine.is_current(epoch, &node),
         };
         machine.learn(epoch, &node);
+        if higher && record.filtered.by() != Some(mac) {
+            self.not_filtered(address, now);
+        }
         self.step(address, Trigger::Claim { higher, node, mac }, now);
     }
 

@@ -2,6 +2,7 @@
 
 mod decide;
 mod egress;
+mod filter;
 mod giving;
 mod hearing;
 mod ingress;
@@ -20,6 +21,7 @@ use crate::MacAddr;
 use crate::frame::{Credentials, Entry};
 use crate::time::{Instant, Timers};
 use crate::types::{Assignment, Cause, Event, Held, PeerState, State};
+use filter::Filtered;
 use giving::Moves;
 use hearing::Hearing;
 
@@ -108,6 +110,8 @@ pub struct AddressView {
     pub cause: Option<Cause>,
     /// A foreign host seen with it.
     pub foreign: Option<MacAddr>,
+    /// A node that answers for it while its HELLO does not come.
+    pub filtered: Option<String>,
 }
 
 #[derive(Debug)]
@@ -119,6 +123,7 @@ struct Record {
     /// Whether it is in `Segment::queue`.
     queued: bool,
     moves: Moves,
+    filtered: Filtered,
 }
 
 /// One node on one segment: its HELLOs, its peers, its addresses.
@@ -282,6 +287,7 @@ impl Segment {
             entered: machine.entered(),
             cause: machine.cause(),
             foreign: machine.foreign(),
+            filtered: self.filtered_by(record),
         })
     }
 

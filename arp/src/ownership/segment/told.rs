@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::super::machine::{EPOCHS, Machine, Trigger};
+use super::filter::Filtered;
 use super::giving::Moves;
 use super::{Output, Record, Segment};
 use crate::MacAddr;
@@ -24,6 +25,7 @@ impl Segment {
             deadline: None,
             queued: false,
             moves: Moves::default(),
+            filtered: Filtered::default(),
         });
         let mut mine = false;
         if let Some(recorded) = &assignment.recorded
@@ -98,6 +100,7 @@ impl Segment {
             (false, false) => {}
             (true, false) => {
                 self.up = false;
+                self.forget_filtered();
                 self.hearing.deaf = false;
                 self.for_all(now, |_| Trigger::LinkDown);
                 self.queue.clear();
