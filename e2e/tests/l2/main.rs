@@ -5,6 +5,7 @@
     clippy::unwrap_used,
     reason = "a test says no more than that it failed"
 )]
+#![allow(clippy::print_stdout, reason = "what was measured is told")]
 
 mod asker;
 mod cases;
