@@ -1,6 +1,6 @@
 //! `SpeakerStatus`: what one speaker sees and does. One per node, named after it.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -307,7 +307,7 @@ pub struct Transition {
     #[schemars(length(min = 2, max = 45))]
     pub address: String,
     /// When it was seen.
-    pub time: Time,
+    pub time: MicroTime,
     /// What changed.
     pub change: Change,
     /// Why, in one word: of ownership only.

@@ -12,7 +12,7 @@ use bellrock_arp::{Event, State};
 use bellrock_bgp::PeerStatus;
 use bellrock_bgp::message::Family;
 use bellrock_forward::ServiceKey;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 
 use crate::history::{History, Transition};
 use crate::plan::{Verdict, Way};
@@ -412,7 +412,7 @@ fn transition(Transition { at, event }: &Transition) -> Option<api::Transition> 
     };
     Some(api::Transition {
         address: event.address()?.to_string(),
-        time: Time(*at),
+        time: MicroTime(*at),
         change,
         cause: cause.map(ToString::to_string),
         other,
