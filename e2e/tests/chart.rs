@@ -174,6 +174,18 @@ fn a_cluster_that_is_too_old_is_told_so() {
     assert!(error.contains("kubeVersion: >=1.30.0-0"), "{error}");
 }
 
+/// Runs promtool in `folder`; it must find nothing wrong.
+fn promtool(args: &[&str], folder: &Path) {
+    let mut command = Command::new("promtool");
+    let output = command.args(args).current_dir(folder).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
 /// promtool plays the metrics of `alerts.test.yaml` against the chart's alerts.
 #[test]
 fn every_alert_fires_when_it_should_and_not_before() {
@@ -196,17 +208,7 @@ fn every_alert_fires_when_it_should_and_not_before() {
         let listed = format!("| `{metric}` |");
         assert!(page.contains(&listed), "{metric} is served by nobody");
     }
-    let output = Command::new("promtool")
-        .args(["test", "rules", "alerts.test.yaml"])
-        .current_dir(folder)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
+    promtool(&["test", "rules", "alerts.test.yaml"], &folder);
 }
 
 /// promtool parses its queries, and each asks for metrics that are served.
@@ -234,17 +236,6 @@ fn the_dashboard_asks_for_what_there_is() {
         .collect();
     let rules = json!({ "groups": [{ "name": "dashboard", "rules": rules }] });
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("rules.yaml");
-    std::fs::write(&file, rules.to_string()).unwrap();
-    let output = Command::new("promtool")
-        .args(["check", "rules"])
-        .arg(file)
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
+    std::fs::write(folder.path().join("rules.yaml"), rules.to_string()).unwrap();
+    promtool(&["check", "rules", "rules.yaml"], folder.path());
 }
